@@ -1,0 +1,164 @@
+"""Everything a training run is told, in one frozen, JSON-able value."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+TARGETS = ("attention", "attention+feed-forward", "all", "custom")
+OPTIMIZERS = ("adamw", "adafactor", "sgd")
+SCHEDULES = ("constant", "cosine", "linear")
+TIMESTEP_SAMPLINGS = ("uniform", "logit-normal", "sigmoid", "shift")
+LOSSES = ("mse", "huber")
+DTYPES = ("fp32", "bf16", "fp16")
+PRECISIONS = ("as loaded", "bf16", "fp16", "fp32")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A training run. Defaults are the usual LoRA recipe (AdamW, constant 1e-4, clip 1.0, attention layers).
+
+    A *step* is one update of the adapter, made of ``gradient_accumulation`` batches of ``batch_size`` pictures.
+
+    Attributes:
+        steps: updates in all, those of a resumed run included.
+        learning_rate: the peak of the schedule.
+        rank: of the adapter, the same in each layer (less where a layer is smaller).
+        alpha: ΔW = alpha/rank · up · down.
+        batch_size: pictures in a batch, all of one bucket.
+        seed: decides adapter init, order, σ, noise, dropouts and flips.
+        targets: one of :data:`TARGETS`; ``custom`` takes the layers whose name ``target_pattern`` matches.
+        target_pattern: regular expression, searched in canonical layer names (``diffusion_model.…``).
+        optimizer: one of :data:`OPTIMIZERS`.
+        weight_decay: decoupled (AdamW, Adafactor), or L2 (SGD).
+        schedule: one of :data:`SCHEDULES`, after ``warmup_steps`` of linear warm-up.
+        warmup_steps: steps from 0 to the peak; the first one has a rate of 0, as in transformers and diffusers.
+        gradient_accumulation: batches a step.
+        max_grad_norm: clip the gradient's norm over all layers; 0 = no clipping.
+        gradient_checkpointing: recompute each block's activations instead of keeping them.
+        precision: of the base model, for whoever makes the Denoiser; the loop does not touch the base.
+        adapter_dtype: one of :data:`DTYPES`.
+        dropout: of the adapter's input, in [0, 1).
+        loss: one of :data:`LOSSES`; ``huber`` is the smooth pseudo-Huber 2c(√(e²+c²) − c).
+        huber_c: its c, in units of the predicted quantity's error.
+        min_snr_gamma: γ of min-SNR (5 is usual); 0 = off.
+        timestep_sampling: one of :data:`TIMESTEP_SAMPLINGS`, see :func:`.objectives.draw_sigmas`.
+        timestep_mean: m of the logit-normal.
+        timestep_std: s of the logit-normal, the sigmoid and the shift.
+        timestep_shift: factor of ``shift`` (1 = none, 3 = more noise).
+        noise_offset: a constant a channel added to the noise, so many standard deviations (0.05 to 0.1 is usual).
+        caption_dropout: share of pictures trained with the empty caption.
+        checkpoint_every: steps between checkpoints; 0 = only at the end, on cancel and on error.
+        keep_last: so many checkpoints are kept; 0 = all.
+        sample_every: steps between calls of ``Callbacks.sample``; 0 = never.
+    """
+
+    steps: int = 500
+    learning_rate: float = 1e-4
+    rank: int = 16
+    alpha: float = 16.0
+    batch_size: int = 1
+    seed: int = 0
+    targets: str = "attention"
+    target_pattern: str = ""
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    gradient_accumulation: int = 1
+    max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    precision: str = "as loaded"
+    adapter_dtype: str = "fp32"
+    dropout: float = 0.0
+    loss: str = "mse"
+    huber_c: float = 0.1
+    min_snr_gamma: float = 0.0
+    timestep_sampling: str = "uniform"
+    timestep_mean: float = 0.0
+    timestep_std: float = 1.0
+    timestep_shift: float = 3.0
+    noise_offset: float = 0.0
+    caption_dropout: float = 0.0
+    checkpoint_every: int = 0
+    keep_last: int = 2
+    sample_every: int = 0
+
+    def validate(self) -> TrainingConfig:
+        """Return self.
+
+        Raises:
+            ValueError: names each field that is wrong, its value and what is allowed.
+        """
+        wrong: list[str] = []
+
+        def at_least(name: str, least: float, *, above: bool = False) -> None:
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < least or (above and value == least):
+                wrong.append(f"{name} is {value}; it must be {'above' if above else 'at least'} {least}")
+
+        def one_of(name: str, allowed: tuple[str, ...]) -> None:
+            value = getattr(self, name)
+            if value not in allowed:
+                wrong.append(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
+
+        def share(name: str, *, one: bool) -> None:
+            value = getattr(self, name)
+            if not (0 <= value < 1 or (one and value == 1)):
+                wrong.append(f"{name} is {value}; it must be from 0 to {'1' if one else 'below 1'}")
+
+        for name in ("steps", "rank", "batch_size", "gradient_accumulation"):
+            at_least(name, 1)
+        for name in ("learning_rate", "alpha", "huber_c", "timestep_std", "timestep_shift"):
+            at_least(name, 0, above=True)
+        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "min_snr_gamma", "noise_offset"):
+            at_least(name, 0)
+        for name in ("checkpoint_every", "keep_last", "sample_every", "seed"):
+            at_least(name, 0)
+        if not math.isfinite(self.timestep_mean):
+            wrong.append(f"timestep_mean is {self.timestep_mean}; it must be a finite number")
+        one_of("targets", TARGETS)
+        one_of("optimizer", OPTIMIZERS)
+        one_of("schedule", SCHEDULES)
+        one_of("timestep_sampling", TIMESTEP_SAMPLINGS)
+        one_of("loss", LOSSES)
+        one_of("adapter_dtype", DTYPES)
+        one_of("precision", PRECISIONS)
+        share("caption_dropout", one=True)
+        share("dropout", one=False)
+        if self.targets == "custom" and not self.target_pattern:
+            wrong.append("targets is 'custom' but target_pattern is empty; give a regular expression of layer names")
+        if wrong:
+            raise ValueError("The training configuration cannot be used: " + "; ".join(wrong) + ".")
+        return self
+
+    def to_json(self) -> str:
+        """The configuration as a JSON object, a field a key."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainingConfig:
+        """Read what :meth:`to_json` wrote. Fields it does not name keep their defaults.
+
+        Raises:
+            ValueError: not a JSON object, or a field that does not exist.
+        """
+        values = json.loads(text)
+        if not isinstance(values, Mapping):
+            raise ValueError(f"A training configuration is a JSON object, not {type(values).__name__}.")
+        return cls.from_mapping(values)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> TrainingConfig:
+        """As :meth:`from_json`, from a mapping."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(
+                f"Unknown training option {', '.join(unknown)}. It was perhaps written by a newer version of Likeness; "
+                f"known are {', '.join(sorted(known))}."
+            )
+        return cls(**values).validate()
