@@ -1,0 +1,76 @@
+"""The tiny base model's checkpoint and the quickstart's reference pictures, put together where a server reads them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from .paths import HOST_BASES, ROOT
+
+CHECKPOINT = "tiny-unet.safetensors"
+SHARED = HOST_BASES / "models" / "checkpoints"  # assembled once, linked into each server's base
+QUICKSTART_FOLDER = "likeness_quickstart"
+PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+def tiny_checkpoint(folder: Path = SHARED) -> Path:
+    """The assembled checkpoint in `folder`; assembles it when it is missing or older than the shipped weights.
+
+    LIKENESS_CHECKPOINT names a file to use instead.
+
+    Raises:
+        ValueError: it is not there and cannot be assembled.
+    """
+    named = os.environ.get("LIKENESS_CHECKPOINT")
+    if named:
+        return Path(named).resolve()
+    target = folder / CHECKPOINT
+    parts = [path for path in (ROOT / "tinyworld" / "weights").glob("*") if path.is_file()]
+    if target.is_file() and all(part.stat().st_mtime <= target.stat().st_mtime for part in parts):
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    _tinyworld("assemble", str(folder))
+    if not target.is_file():
+        raise ValueError(f"python -m tinyworld.assemble {folder} ended well but left no {CHECKPOINT} there")
+    return target
+
+
+def link_checkpoint(base: Path) -> Path:
+    """Put the checkpoint into a base's models/checkpoints: a link where the system has them, else the file itself."""
+    place = base / "models" / "checkpoints" / CHECKPOINT
+    source = tiny_checkpoint()
+    if place.is_symlink() and place.resolve() == source.resolve():
+        return place
+    if place.is_symlink() or place.exists():
+        place.unlink()
+    try:
+        place.symlink_to(source)
+    except OSError:
+        os.link(source, place)
+    return place
+
+
+def reference_pictures(base: Path, subject: str) -> list[Path]:
+    """The quickstart's reference pictures in a base's input folder, extracted from the shipped held-out pictures."""
+    folder = base / "input" / QUICKSTART_FOLDER
+    if not _pictures(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _tinyworld("truth", "--references", subject, str(folder))
+    found = _pictures(folder)
+    if not found:
+        raise ValueError(f"python -m tinyworld.truth --references {subject} left no picture in {folder}")
+    return found
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES) if folder.is_dir() else []
+
+
+def _tinyworld(module: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", f"tinyworld.{module}", *arguments]
+    result = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if result.returncode:
+        tail = "\n".join((result.stdout + result.stderr).splitlines()[-15:])
+        raise ValueError(f"python -m tinyworld.{module} {' '.join(arguments)} failed:\n{tail}")

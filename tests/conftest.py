@@ -1,0 +1,90 @@
+"""Loads the repository's root once, under the name `likeness`, whatever its folder is called.
+
+ComfyUI does the same under another name; so tests import `likeness.trainers.loop` and the pack's relative imports work.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TIERS = ("host", "browser", "quality")
+FOLDER_TIERS = {"host": "host", "nodes": "host", "browser": "browser", "quality": "quality"}
+
+
+def _load_pack() -> None:
+    spec = importlib.util.spec_from_file_location(
+        "likeness", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["likeness"] = module
+    if (ROOT / "__init__.py").exists():
+        spec.loader.exec_module(module)
+
+
+if "likeness" not in sys.modules:
+    _load_pack()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test its tier: by its own mark, else by its folder, else `unit`."""
+    for item in items:
+        if any(item.get_closest_marker(tier) for tier in TIERS):
+            continue
+        folder = item.path.relative_to(ROOT / "tests").parts[0] if item.path.is_relative_to(ROOT / "tests") else ""
+        item.add_marker(FOLDER_TIERS.get(folder, "unit"))
+
+
+@pytest.fixture(scope="session")
+def host_path() -> Path:
+    """The folder of the ComfyUI that tests run against: COMFYUI_PATH, else the one in .host/."""
+    from likeness.devtools.paths import host_path as find
+
+    host = find()
+    if not (host / "main.py").is_file():
+        pytest.fail(f"there is no ComfyUI in {host}: run ./test --setup-only, or set COMFYUI_PATH")
+    return host
+
+
+@pytest.fixture(scope="session")
+def comfy(host_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The host's own modules, imported into this process on the CPU, with folders of its own.
+
+    For tests (mark them `host`) that ask the host itself, e.g. `comfy.utils.unet_to_diffusers`. `import comfy.utils`
+    works in the test's body once this fixture was asked for.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if str(host_path) not in sys.path:
+        sys.path.insert(0, str(host_path))
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    comfy.cli_args.args.use_pytorch_cross_attention = True
+    import comfy.lora
+    import comfy.sd
+    import comfy.utils
+    import folder_paths
+
+    base = tmp_path_factory.mktemp("in-process-host")
+    for name in ("input", "output", "temp", "user"):
+        (base / name).mkdir()
+        getattr(folder_paths, f"set_{name}_directory")(str(base / name))
+    loras = base / "models" / "loras"
+    loras.mkdir(parents=True)
+    folder_paths.add_model_folder_path("loras", str(loras), is_default=True)
+    return SimpleNamespace(path=host_path, base=base, loras=loras, folder_paths=folder_paths, **vars(comfy))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Path:
+    """The assembled tiny-unet checkpoint (an ordinary SD1.5-family file). LIKENESS_CHECKPOINT names another one."""
+    from likeness.devtools.checkpoint import tiny_checkpoint as find
+
+    return find()
