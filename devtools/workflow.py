@@ -16,7 +16,10 @@ MUTED, BYPASSED = 2, 4
 NOTES = {"Note", "MarkdownNote"}
 REROUTE, PRIMITIVE = "Reroute", "PrimitiveNode"
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-CONTROL_VALUES = {"fixed", "increment", "decrement", "randomize", "increment-wrap"}
+EXTRA_VALUES = {
+    "control": ("fixed", "increment", "decrement", "randomize", "increment-wrap"),
+    "upload": ("image", "video", "audio", "file", None, ""),
+}
 UPLOADS = ("image_upload", "video_upload", "audio_upload", "file_upload")
 
 Json = dict[str, Any]
@@ -76,12 +79,12 @@ def widget_values(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Json:
                 values[name] = spec["default"]
             continue
         values[name] = left.pop(0)
-        if (extra == "control" and left and left[0] in CONTROL_VALUES) or (extra == "upload" and left and left[0] in ("image", "video", "audio", "file", None, "")):
+        if left and left[0] in EXTRA_VALUES.get(extra, ()):
             left.pop(0)
     if left and any(value is not None for value in left):
         raise ValueError(
-            f"node {node['id']} ({node['type']}) has {len(saved)} widget values, {len(left)} more than its inputs take: "
-            f"it was saved with another version of the node"
+            f"node {node['id']} ({node['type']}) has {len(saved)} widget values, "
+            f"{len(left)} more than its inputs take: it was saved with another version of the node"
         )
     return values
 
@@ -169,7 +172,7 @@ def _resolve(link_id: Any, nodes: Mapping[str, Json], links: Mapping[str, Link])
 
 
 def _handed_on(node: Json, link: Link, inputs: list[Json]) -> Any:
-    """The link that a bypassed node hands on: its input at the same place if of the type, else the first one that is."""
+    """The link that a bypassed node hands on: the input at its place if of its type, else the first that is."""
     same_place = inputs[link.origin_slot : link.origin_slot + 1]
     outputs = node.get("outputs") or []
     wanted = outputs[link.origin_slot]["type"] if link.origin_slot < len(outputs) else link.type

@@ -25,8 +25,7 @@ def _load_pack() -> None:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["likeness"] = module
-    if (ROOT / "__init__.py").exists():
-        spec.loader.exec_module(module)
+    spec.loader.exec_module(module)
 
 
 if "likeness" not in sys.modules:

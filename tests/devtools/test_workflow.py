@@ -39,7 +39,10 @@ def workflow(patch_mode: int = 0) -> dict:
                 "id": 2,
                 "type": "Patch",
                 "mode": patch_mode,
-                "inputs": [{"name": "clip", "type": "CLIP", "link": None}, {"name": "model", "type": "MODEL", "link": 7}],
+                "inputs": [
+                    {"name": "clip", "type": "CLIP", "link": None},
+                    {"name": "model", "type": "MODEL", "link": 7},
+                ],
                 "outputs": [{"name": "MODEL", "type": "MODEL"}],
                 "widgets_values": [0.5],
             },
