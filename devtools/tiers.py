@@ -15,6 +15,7 @@ from . import browser, install, lint
 from .paths import ROOT, venv_python
 
 TIERS = ("lint", "unit", "host", "browser", "quality")
+CLOSING = re.compile(r"(\d+ (failed|passed|skipped|deselected|errors?)|no tests ran).* in [\d.]+s")
 ELSEWHERE = {"unit": ("host", "nodes", "browser", "quality"), "host": ("browser", "quality")}  # not even collected
 NO_TESTS = 5  # pytest's exit code
 COUNTS = re.compile(r"(\d+) (failed|passed|skipped|deselected|xfailed|xpassed|warnings?|errors?)")
@@ -85,7 +86,7 @@ def pytest_tier(tier: str, arguments: Sequence[str], may_be_empty: bool = False)
         except subprocess.TimeoutExpired:
             process.kill()
     lines = [line.strip("= ") for line in text.decode("utf-8", "replace").splitlines() if line.strip()]
-    closing = next((line for line in reversed(lines) if COUNTS.search(line) or "no tests ran" in line), "no closing line")
+    closing = next((line for line in reversed(lines) if CLOSING.search(line)), "pytest came to no end")
     ok = process.returncode == 0 or (process.returncode == NO_TESTS and may_be_empty)
     return Outcome(tier, ok, time.monotonic() - start, closing)
 
