@@ -21,7 +21,9 @@ class Row:
     after: Sequence[Image.Image]
 
 
-def draw(references: Sequence[Image.Image], rows: Sequence[Row], title: str, footer: str, cell: int = 128) -> Image.Image:
+def draw(
+    references: Sequence[Image.Image], rows: Sequence[Row], title: str, footer: str, cell: int = 128
+) -> Image.Image:
     """One RGB picture. `cell` is the side of each small picture; tiny ones are enlarged without smoothing."""
     columns = max(len(row.before) for row in rows)
     left = 2 * cell + GAP
