@@ -14,7 +14,7 @@ OPTIMIZERS = ("adamw", "adafactor", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")
 TIMESTEP_SAMPLINGS = ("uniform", "logit-normal", "sigmoid", "shift")
 LOSSES = ("mse", "huber")
-DTYPES = ("fp32", "bf16", "fp16")
+DTYPES = ("fp32", "bf16")
 PRECISIONS = ("as loaded", "bf16", "fp16", "fp32")
 
 
@@ -27,7 +27,7 @@ class TrainingConfig:
     Attributes:
         steps: updates in all, those of a resumed run included.
         learning_rate: the peak of the schedule.
-        rank: of the adapter, the same in each layer (less where a layer is smaller).
+        rank: of the adapter, the same in each layer.
         alpha: ΔW = alpha/rank · up · down.
         batch_size: pictures in a batch, all of one bucket.
         seed: decides adapter init, order, σ, noise, dropouts and flips.

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from .buckets import Fit, fit
 from .denoiser import Cond
+from .sheet import preview_sheet
 
 
 @dataclass(frozen=True)
@@ -76,3 +84,198 @@ class TrainingSet:
 
     examples: tuple[Example, ...]
     empty: Cond
+
+
+__all__ = ["Example", "Picture", "PictureSet", "TrainingSet", "from_images", "load_folder", "preview_sheet"]
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+
+
+def load_folder(
+    folder: Path,
+    *,
+    trigger: str = "sks",
+    class_noun: str = "subject",
+    caption_template: str = "a picture of {trigger} {class}",
+    resolution: int = 512,
+    step: int = 8,
+    repeats: int = 1,
+    flip: bool = False,
+) -> PictureSet:
+    """Read the pictures of a folder (not of folders in it), in natural order of their names: 2.png before 10.png.
+
+    Args:
+        folder: with pictures, and captions beside them: ``cat.txt`` for ``cat.jpg``. In a caption, ``{trigger}`` and
+            ``{class}`` are filled in.
+        caption_template: the caption of a picture without a file of its own.
+        resolution: pictures are scaled down to about resolution² pixels, and never up.
+        step: buckets are multiples of it, in pixels; 8 where latents are an eighth, 64 as SDXL was trained.
+        repeats: times each picture is seen in an epoch.
+        flip: mirror each half of the times.
+
+    Raises:
+        ValueError: folder missing, no pictures, a file that cannot be read (named), a picture smaller than ``step``.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}. Make it and put the training pictures into it.")
+    files = sorted(
+        (path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")),
+        key=lambda path: natural_key(path.name),
+    )
+    if not files:
+        raise ValueError(
+            f"There are no pictures in {folder}. Put some there ({', '.join(sorted(EXTENSIONS))}); folders inside it "
+            f"are not searched."
+        )
+    fill = _filler(trigger, class_noun)
+    default = fill(caption_template, "The caption template")
+    pictures = []
+    for path in files:
+        text = path.with_suffix(".txt")
+        caption = _read_caption(text) if text.is_file() else None
+        pixels = read_picture(path)
+        pictures.append(
+            _picture(
+                pixels,
+                None,
+                default if caption is None else fill(caption, ""),
+                path.name,
+                resolution,
+                step,
+            )
+        )
+    return _picture_set(pictures, repeats, flip, trigger, class_noun)
+
+
+def from_images(
+    images: Tensor,
+    masks: Tensor | None = None,
+    *,
+    trigger: str = "sks",
+    class_noun: str = "subject",
+    caption_template: str = "a picture of {trigger} {class}",
+    resolution: int = 512,
+    step: int = 8,
+    repeats: int = 1,
+    flip: bool = False,
+) -> PictureSet:
+    """Take the pictures of an IMAGE batch, each with the template's caption. Other arguments as :func:`load_folder`.
+
+    Args:
+        images: (B, H, W, 3) in [0, 1]; of (B, H, W, 4) the fourth is alpha, composited on white.
+        masks: (B, H, W) or (1, H, W) in [0, 1], 1 where the loss counts, or None.
+
+    Raises:
+        ValueError: shapes that do not fit, or pictures smaller than ``step``.
+    """
+    if images.ndim != 4 or images.shape[-1] not in (3, 4) or not images.shape[0]:
+        raise ValueError(f"Pictures are {tuple(images.shape)}; expected (count, height, width, 3).")
+    if masks is not None:
+        masks = masks.unsqueeze(0) if masks.ndim == 2 else masks
+        if masks.shape[1:] != images.shape[1:3] or masks.shape[0] not in (1, images.shape[0]):
+            raise ValueError(
+                f"Masks are {tuple(masks.shape)} and pictures {tuple(images.shape)}; expected one mask for each "
+                f"picture or one for all, of the pictures' size."
+            )
+    if images.shape[-1] == 4:
+        alpha = images[..., 3:]
+        images = images[..., :3] * alpha + (1 - alpha)
+    pixels = (images.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    caption = _filler(trigger, class_noun)(caption_template, "The caption template")
+    pictures = [
+        _picture(
+            Image.fromarray(pixels[index]),
+            None if masks is None else masks[index % masks.shape[0]].detach().cpu().float().clamp(0, 1).numpy(),
+            caption,
+            f"image {index + 1}",
+            resolution,
+            step,
+        )
+        for index in range(len(pixels))
+    ]
+    return _picture_set(pictures, repeats, flip, trigger, class_noun)
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key in which numbers count as numbers and case does not count."""
+    parts = re.split(r"(\d+)", name.casefold())
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture file as upright RGB: EXIF orientation applied, transparency composited on white, the first frame.
+
+    Raises:
+        ValueError: names the file.
+    """
+    try:
+        with Image.open(path) as file:
+            upright = ImageOps.exif_transpose(file)
+            if upright.mode.startswith(("I", "F")):
+                # 16 bits a channel: PIL's own conversion would clip all above 255 to white.
+                values = np.asarray(upright, dtype=np.float64)
+                values = values / 257 if values.max() > 255 else values
+                upright = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+                upright = upright.convert("RGBA")
+                white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(white, upright)
+            return upright.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as why:
+        raise ValueError(
+            f"{path.name} cannot be read as a picture ({why}). Take it out of {path.parent}, or save it anew."
+        ) from why
+
+
+def _read_caption(path: Path) -> str:
+    try:
+        return " ".join(path.read_text(encoding="utf-8-sig").split())
+    except (OSError, UnicodeDecodeError) as why:
+        raise ValueError(f"The caption {path.name} cannot be read ({why}). Save it as UTF-8 text.") from why
+
+
+def _filler(trigger: str, class_noun: str) -> Callable[[str, str], str]:
+    """A function that fills {trigger} and {class} in; other braces are an error where ``strict`` names the text."""
+    words = {"trigger": trigger, "class": class_noun}
+
+    def fill(text: str, strict: str) -> str:
+        def word(match: re.Match[str]) -> str:
+            if match.group(1) in words:
+                return words[match.group(1)]
+            if strict:
+                raise ValueError(f"{strict} names {match.group(0)}; it can name {{trigger}} and {{class}}.")
+            return match.group(0)
+
+        return " ".join(re.sub(r"\{([^{}]*)\}", word, text).split())
+
+    return fill
+
+
+def _picture(
+    image: Image.Image, mask: np.ndarray | None, caption: str, source: str, resolution: int, step: int
+) -> Picture:
+    width, height = image.size
+    try:
+        place = fit(height, width, resolution, step)
+    except ValueError as why:
+        raise ValueError(f"{source}: {why}") from why
+    pixels = torch.from_numpy(np.array(_resized(image, place), dtype=np.uint8))
+    shrunk = None
+    if mask is not None:
+        # The same window of the mask, without LANCZOS' overshoot.
+        resized = _resized(Image.fromarray(mask.astype(np.float32)), place, Image.Resampling.BOX)
+        shrunk = torch.from_numpy(np.array(resized, dtype=np.float32)).clamp_(0, 1)
+    return Picture(pixels, shrunk, caption, source, (height, width), place.crop, place.size)
+
+
+def _resized(image: Image.Image, place: Fit, how: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    height, width = place.size
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), how, box=place.box)
+
+
+def _picture_set(pictures: list[Picture], repeats: int, flip: bool, trigger: str, class_noun: str) -> PictureSet:
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}; it must be at least 1.")
+    return PictureSet(tuple(pictures), repeats, flip, trigger, class_noun)

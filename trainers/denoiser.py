@@ -12,7 +12,7 @@ Cond = object
 """What a Denoiser made of one caption (and the picture's size, where the model wants it). Opaque to trainers."""
 
 Parameterisation = Literal["eps", "v", "flow"]
-"""What the network predicts: the noise, the velocity of a variance preserving process, the velocity of a rectified flow.
+"""What the network predicts: the noise, the velocity of a variance preserving process, or that of a rectified flow.
 
 In the σ's used here (x₀ the clean latents, n ~ N(0, I)):
 

@@ -1,0 +1,168 @@
+"""Checkpoints that resume bit for bit: safetensors and JSON only, whole or not there at all.
+
+``checkpoints/step-000100/`` holds
+
+- ``lora.safetensors``: the adapters in the host's naming, an ordinary LoRA that can be used at once;
+- ``optimizer.safetensors``: the optimizer's state;
+- ``state.json``: the step, all losses so far, the configuration.
+
+Random numbers need no state, see :mod:`.randomness`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..lora.files import write_safetensors
+from .config import TrainingConfig
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d+)")
+_FILES = ("lora.safetensors", "optimizer.safetensors", "state.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds; see the module's head."""
+
+    step: int
+    losses: tuple[float, ...]
+    config: TrainingConfig
+    adapters: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run folder, the earliest first."""
+    found = [
+        (int(match.group(1)), path)
+        for path in (folder / "checkpoints").glob("step-*")
+        if (match := _NAME.fullmatch(path.name)) and all((path / name).is_file() for name in _FILES)
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def place(folder: Path, step: int) -> Path:
+    """Where a run folder keeps the checkpoint of a step."""
+    return folder / "checkpoints" / f"step-{step:06d}"
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
+    """Write a checkpoint into a run folder, then delete all but the last ``keep_last`` (0 = keep all).
+
+    Those of later steps are deleted too: they are of a branch that was left by resuming from before them, and the
+    next resume must not take them for the last.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    target = place(folder, checkpoint.step)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    # A name with "format" tells other loaders whose tensors these are.
+    write_safetensors(partial / "lora.safetensors", dict(checkpoint.adapters), {"format": "pt"})
+    write_safetensors(partial / "optimizer.safetensors", dict(checkpoint.optimizer), {"format": "pt"})
+    state = {
+        "format": FORMAT,
+        "step": checkpoint.step,
+        "losses": list(checkpoint.losses),
+        "config": asdict(checkpoint.config),
+    }
+    write_text(partial / "state.json", json.dumps(state))
+    shutil.rmtree(target, ignore_errors=True)  # of an earlier run to the same step
+    partial.rename(target)
+    _sync_folder(target.parent)
+    there = checkpoints_in(folder)
+    last = there.index(target) + 1
+    for old in there[last:] + (there[: max(0, last - keep_last)] if keep_last else []):
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+        path: a checkpoint's folder, or a run's (its last checkpoint).
+
+    Raises:
+        ValueError: nothing there to resume from, incomplete, damaged, or from a newer version.
+    """
+    folder = path
+    if not _NAME.fullmatch(path.name) or not path.is_dir():
+        if not path.is_dir():
+            raise ValueError(
+                f"There is no folder {path} to resume from. Give a run's folder or one of its checkpoints."
+            )
+        found = checkpoints_in(path)
+        if not found:
+            raise ValueError(f"{path} holds no checkpoint (checkpoints/step-…) to resume from.")
+        folder = found[-1]
+    if missing := [name for name in _FILES if not (folder / name).is_file()]:
+        raise ValueError(f"The checkpoint {folder} is not complete: {', '.join(missing)} is missing.")
+    try:
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if state["format"] != FORMAT:
+            raise ValueError(f"its format is {state['format']}, this version reads {FORMAT}")
+        return Checkpoint(
+            step=int(state["step"]),
+            losses=tuple(state["losses"]),
+            config=TrainingConfig.from_mapping(state["config"]),
+            adapters=load_file(folder / "lora.safetensors"),
+            optimizer=load_file(folder / "optimizer.safetensors"),
+        )
+    except Exception as why:  # safetensors has an error class of its own
+        raise ValueError(f"The checkpoint {folder} cannot be read: {why}. Resume from another one.") from why
+
+
+def check_resumable(checkpoint: Checkpoint, config: TrainingConfig) -> None:
+    """Whether a run with ``config`` can go on from a checkpoint.
+
+    Raises:
+        ValueError: says what differs.
+    """
+    if checkpoint.step >= config.steps:
+        raise ValueError(
+            f"The checkpoint has {checkpoint.step} steps already and the run is to have {config.steps} in all. "
+            f"Set steps above {checkpoint.step} to go on."
+        )
+    fixed: Sequence[str] = ("rank", "alpha", "targets", "target_pattern", "optimizer", "adapter_dtype")
+    differing = [
+        f"{name} is {getattr(config, name)!r}, the checkpoint's is {getattr(checkpoint.config, name)!r}"
+        for name in fixed
+        if getattr(config, name) != getattr(checkpoint.config, name)
+    ]
+    if differing:
+        raise ValueError(f"Cannot resume: {'; '.join(differing)}. Set them alike, or start a new run.")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in a folder last, where the system can (Windows cannot open a folder)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

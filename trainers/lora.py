@@ -1,0 +1,166 @@
+"""LoRA adapters inside a model that is not ours: put in by peft, taken out without a trace."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..lora.delta import LowRankDelta
+from .randomness import generator
+from .targets import PREFIX
+
+_ADAPTER = "likeness"
+
+
+class Adapters:
+    """The adapters that are in a model, by canonical layer name. Made by :func:`injected`."""
+
+    def __init__(self, layers: Mapping[str, Any], alpha: float) -> None:
+        self._layers = dict(layers)
+        self._alpha = alpha
+
+    def factors(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
+        """(canonical name, down, up) of each layer."""
+        for name, layer in self._layers.items():
+            yield name, layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything that is trained, in a fixed order: down and up of each layer."""
+        return [factor for _, down, up in self.factors() for factor in (down, up)]
+
+    def train(self, mode: bool) -> None:
+        """Turn the adapters' own dropout on or off; the model's layers are left alone."""
+        for layer in self._layers.values():
+            layer.lora_dropout[_ADAPTER].train(mode)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """CPU copies in the host's naming, in the adapters' own dtype: an ordinary LoRA, and exact to resume from."""
+        tensors: dict[str, Tensor] = {}
+        for name, down, up in self.factors():
+            tensors[f"{name}.lora_up.weight"] = up.detach().cpu().clone().contiguous()
+            tensors[f"{name}.lora_down.weight"] = down.detach().cpu().clone().contiguous()
+            tensors[f"{name}.alpha"] = torch.tensor(self._alpha)
+        return tensors
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`tensors` took.
+
+        Raises:
+            ValueError: other layers or another rank than these adapters have.
+        """
+        there = {name.rsplit(".lora_", 1)[0] for name in tensors if ".lora_" in name}
+        if differing := sorted(there ^ set(self._layers)):
+            raise ValueError(
+                f"The checkpoint adapts other layers than this run ({len(there)} against {len(self._layers)}; for "
+                f"example {differing[0]}). Use the same model and the same targets, or start anew."
+            )
+        for name, down, up in self.factors():
+            for factor, saved in ((down, tensors[f"{name}.lora_down.weight"]), (up, tensors[f"{name}.lora_up.weight"])):
+                if factor.shape != saved.shape:
+                    raise ValueError(
+                        f"The checkpoint's {name} is {tuple(saved.shape)} where this run's is {tuple(factor.shape)}. "
+                        f"Use the same model and the same rank, or start anew."
+                    )
+                factor.copy_(saved)
+
+    def finite(self) -> bool:
+        """Whether every number of every adapter is finite. Waits for the device."""
+        with torch.no_grad():
+            return bool(torch.stack([factor.abs().sum() for factor in self.parameters()]).isfinite().all())
+
+    def deltas(self) -> dict[str, LowRankDelta]:
+        """ΔW of each layer, float32 on the CPU."""
+        return {
+            name: LowRankDelta(
+                up=up.detach().to("cpu", torch.float32, copy=True).contiguous(),
+                down=down.detach().to("cpu", torch.float32, copy=True).contiguous(),
+                scale=self._alpha / down.shape[0],
+                kind="linear" if down.ndim == 2 else "conv",
+            )
+            for name, down, up in self.factors()
+        }
+
+
+@contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Leave a module as it was found: the same child objects in the same order, requires_grad, gradients and modes.
+
+    Only what injection and training touch is noted; weights are not copied, for nothing here writes to them.
+    """
+    children = [(parent, dict(parent._modules), parent.training) for parent in module.modules()]
+    flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in module.parameters()]
+    attributes = dict(module.__dict__)
+    try:
+        yield
+    finally:
+        for parent, names, training in children:
+            parent._modules.clear()
+            parent._modules.update(names)
+            parent.training = training
+        for parameter, requires_grad, grad in flags:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+        for name in set(module.__dict__) - set(attributes):  # peft leaves its configuration here
+            del module.__dict__[name]
+        module.__dict__.update(attributes)
+
+
+@contextmanager
+def injected(
+    module: nn.Module,
+    layers: Sequence[str],
+    *,
+    rank: int,
+    alpha: float,
+    seed: int,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Adapters]:
+    """Put a LoRA beside each layer for as long as the context lasts: y = W x + alpha/rank · up(down(x)).
+
+    A parallel branch: W + ΔW is never made, and W may be of any dtype. The base is frozen. ``down`` begins as
+    Kaiming uniform (a = √5, as nn.Linear), each layer from its own seeded stream; ``up`` as zeros (Hu et al. 2021,
+    arXiv 2106.09685, §4.1), so that training starts from the base model.
+
+    Args:
+        module: the Denoiser's.
+        layers: canonical names, from :func:`.targets.matched_layers`.
+        dtype: of the adapters.
+    """
+    # peft brings transformers with it: seconds that only those who train should pay.
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = [name.removeprefix(PREFIX) for name in layers]
+    # An expression and not a list: peft takes the entries of a list for suffixes too.
+    peft_config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # a float serves as well
+        lora_dropout=dropout,
+        target_modules="|".join(re.escape(name) for name in names),
+        bias="none",
+    )
+    with unchanged(module):
+        module.requires_grad_(False)
+        inject_adapter_in_model(peft_config, module, adapter_name=_ADAPTER)
+        adapters = Adapters({PREFIX + name: module.get_submodule(name) for name in names}, alpha)
+        for name, down, up in adapters.factors():
+            _initialise(down, up, generator(seed, "adapter", name), dtype)
+        adapters.train(False)
+        yield adapters
+
+
+@torch.no_grad()
+def _initialise(down: nn.Parameter, up: nn.Parameter, chance: torch.Generator, dtype: torch.dtype) -> None:
+    bound = down[0].numel() ** -0.5  # Kaiming uniform with a = √5 is U(−1/√fan_in, 1/√fan_in)
+    drawn = torch.empty(down.shape, dtype=torch.float32).uniform_(-bound, bound, generator=chance)
+    down.data = drawn.to(down.device, dtype)
+    up.data = torch.zeros(up.shape, dtype=dtype, device=up.device)
+    down.requires_grad_(True)
+    up.requires_grad_(True)

@@ -1,0 +1,92 @@
+"""Gradient checkpointing of any model: its blocks' activations are computed again instead of kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+_BLOCK = re.compile(r"Block")
+
+
+def _copied(value: Any) -> Any:
+    return dict(value) if type(value) is dict else value
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _version(value: Any) -> int:
+    """How often a fresh tensor was written to since it was made."""
+    return int(value._version) if isinstance(value, torch.Tensor) and not value.is_inference() else 0
+
+
+@contextmanager
+def recomputed_blocks(module: nn.Module, *, random: bool = False) -> Iterator[int]:
+    """Recompute the activations of each block in the backward pass, for as long as the context lasts.
+
+    A block is a module whose class has "Block" in its name (ResBlock, BasicTransformerBlock, JointBlock,
+    DoubleStreamBlock…), which is how every model of the field calls them. Inside a block no other is checkpointed.
+    Without gradients (samples) nothing is changed.
+
+    Args:
+        random: blocks draw random numbers (dropout), and must draw the same ones again.
+
+    Yields:
+        How many blocks there are.
+    """
+    inside = False
+
+    def recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
+        # None: not known yet. Some blocks (Flux's) add to their input in place; computed again from that, they would
+        # give other numbers, and silently other gradients. Such a block gets a copy of its input.
+        changes_input: bool | None = None
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            if inside or not torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            # The host hands one dict of options through all blocks and changes it on the way: the second time, each
+            # block must see what it saw the first time.
+            before = [_copied(value) for value in args], {key: _copied(value) for key, value in kwargs.items()}
+            first = True
+
+            def body() -> Any:
+                nonlocal inside, first, changes_input
+                outer, inside = inside, True
+                try:
+                    values, named = (args, kwargs) if first else before
+                    first = False
+                    if changes_input is False:
+                        return forward(*values, **named)
+                    values, named = [_cloned(value) for value in values], {k: _cloned(v) for k, v in named.items()}
+                    output = forward(*values, **named)
+                    changes_input = changes_input or any(_version(value) for value in (*values, *named.values()))
+                    return output
+                finally:
+                    inside = outer
+
+            return checkpoint(body, use_reentrant=False, preserve_rng_state=random)
+
+        return run
+
+    wrapped: list[tuple[nn.Module, Any]] = []
+    missing = object()
+    try:
+        for block in module.modules():
+            if _BLOCK.search(type(block).__name__) and not isinstance(block, nn.ModuleList | nn.Sequential):
+                wrapped.append((block, block.__dict__.get("forward", missing)))
+                block.__dict__["forward"] = recomputing(block.forward)
+        yield len(wrapped)
+    finally:
+        for block, forward in wrapped:
+            if forward is missing:
+                block.__dict__.pop("forward", None)
+            else:
+                block.__dict__["forward"] = forward

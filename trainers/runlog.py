@@ -1,0 +1,71 @@
+"""The run's log.jsonl, and losses that are read without waiting for the device."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoints import write_text
+
+
+class RunLog:
+    """``log.jsonl``: one line a step with step, loss, learning_rate and seconds since this run began.
+
+    Going on from step ``start`` drops the lines after it, those of steps that are about to be done again.
+    """
+
+    def __init__(self, path: Path, start: int) -> None:
+        kept: list[str] = []
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(line)["step"] <= start:
+                        kept.append(line)
+                except (ValueError, KeyError, TypeError):
+                    continue  # the half line of a run that was killed
+        write_text(path, "".join(line + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, **values: float) -> None:
+        """Add a line."""
+        self._file.write(json.dumps(values) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class LossReader:
+    """Fetches each step's loss from the device once it is there, at most one step late.
+
+    ``Tensor.item()`` would wait for everything queued on a GPU; here the copy is queued too and an event waited for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._waiting: deque[tuple[int, Tensor, Any]] = deque()
+
+    def put(self, step: int, loss: Tensor) -> None:
+        """Queue the loss of a step."""
+        value = loss.detach()
+        event = None
+        if self._cuda:
+            value = value.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        self._waiting.append((step, value, event))
+
+    def ready(self, leave: int) -> list[tuple[int, float]]:
+        """(step, loss) of all that wait but the last ``leave``; on the CPU of all."""
+        known: list[tuple[int, float]] = []
+        while len(self._waiting) > (leave if self._cuda else 0):
+            step, value, event = self._waiting.popleft()
+            if event is not None:
+                event.synchronize()
+            known.append((step, float(value)))
+        return known

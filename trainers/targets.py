@@ -1,0 +1,65 @@
+"""Which layers get an adapter: presets by the names that models use, or a regular expression."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from torch import nn
+
+PREFIX = "diffusion_model."
+"""A layer's canonical name is this and its path in the Denoiser's module."""
+
+# A path segment with "attn" or "attention" in it: attn1 (SD), img_attn (Flux), self_attn (Wan), attention (Lumina)…
+# "attentions" is diffusers' name of a whole transformer, feed-forward and all. Flux's linear1 makes q, k and v too.
+_ATTENTION = re.compile(r"(?:^|\.)\w*(?:attn|attention)(?!s)\w*(?:\.|$)|\bsingle_blocks\.\d+\.linear1$")
+
+# ff (SD), mlp (SD3), img_mlp (Flux), ffn (Wan), feed_forward (Lumina); inside a numbered block, for embedders have
+# an mlp too. Flux's linear2 is the attention's output and the feed-forward's in one.
+_FEED_FORWARD = re.compile(
+    r"\.\d+\.(?:.*\.)?(?:\w*_)?(?:ff|ffn|mlp|feed_forward)(?:_\w+|[A-Z])?\d*(?:\.|$)|\bsingle_blocks\.\d+\.linear[12]$"
+)
+
+PRESETS: dict[str, Callable[[str], bool]] = {
+    "attention": lambda name: bool(_ATTENTION.search(name)),
+    "attention+feed-forward": lambda name: bool(_ATTENTION.search(name) or _FEED_FORWARD.search(name)),
+    "all": lambda name: True,
+}
+
+
+def adaptable_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """Every layer a LoRA can be put beside, by canonical name, in the module's order: Linear and ungrouped Conv2d."""
+    return {
+        PREFIX + name: layer
+        for name, layer in module.named_modules()
+        if name and (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1))
+    }
+
+
+def matched_layers(module: nn.Module, targets: str, pattern: str = "") -> tuple[str, ...]:
+    """Canonical names of the layers that a target names, in the module's order.
+
+    Args:
+        module: the Denoiser's.
+        targets: "attention", "attention+feed-forward", "all", or "custom".
+        pattern: for "custom", a regular expression searched in the canonical names.
+
+    Raises:
+        ValueError: unknown target, bad expression, or no layer matched (with names that are there).
+    """
+    if targets == "custom":
+        try:
+            wanted = re.compile(pattern)
+        except re.error as why:
+            raise ValueError(f"The target pattern {pattern!r} is no regular expression: {why}.") from why
+        chosen: Callable[[str], bool] = lambda name: bool(wanted.search(name))  # noqa: E731
+    elif targets in PRESETS:
+        chosen = PRESETS[targets]
+    else:
+        raise ValueError(f"Unknown target {targets!r}; choose one of {', '.join(PRESETS)}, custom.")
+    names = adaptable_layers(module)
+    if matched := tuple(name for name in names if chosen(name)):
+        return matched
+    what = f"The target pattern {pattern!r}" if targets == "custom" else f"The target {targets!r}"
+    some = ", ".join(list(names)[:: max(1, len(names) // 4)][:5]) or "none at all"
+    raise ValueError(f"{what} matches no layer of this model. Layers that could be matched are, for example: {some}.")
