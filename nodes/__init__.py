@@ -1,0 +1,28 @@
+"""The nodes, one thin class each. This folder is the only code that knows ComfyUI."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .dataset import LikenessDataset
+from .lora_files import LikenessLoadLoRA, LikenessSaveLoRA
+from .options import LikenessTrainingOptions
+from .samples import LikenessSamplePrompts
+from .train import LikenessTrainLoRA
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    LikenessDataset,
+    LikenessTrainLoRA,
+    LikenessTrainingOptions,
+    LikenessSamplePrompts,
+    LikenessSaveLoRA,
+    LikenessLoadLoRA,
+)
+
+
+class LikenessExtension(ComfyExtension):
+    """What the host asks for the nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """All nodes of the pack."""
+        return list(NODES)

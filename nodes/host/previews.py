@@ -1,0 +1,157 @@
+"""Pictures drawn while training, by the host's own sampler, with the adapters as they are at that step."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.sample
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..types import Samples
+from .conditioning import detach_cond, encode_text
+from .denoiser import HostCond
+from .folders import write_whole
+from .latents import zero_latents
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Previewer:
+    """Draws the grid of a step. Make it with :func:`prepare`, before the model is loaded for training."""
+
+    samples: Samples
+    patcher: comfy.model_patcher.ModelPatcher
+    vae: Any
+    positives: list[list[list[Any]]]
+    negative: list[list[Any]]
+
+    def draw(self) -> Image.Image:
+        """One picture a prompt, side by side. Call it with the training model loaded and gradients off."""
+        wanted = self.samples
+        empty = zero_latents(self.vae, self.patcher, wanted.width, wanted.height)
+        patcher = _already_loaded(self.patcher)
+        drawn = []
+        with torch.no_grad(), torch.random.fork_rng():  # the host seeds torch's global generator
+            for positive in self.positives:
+                noise = comfy.sample.prepare_noise(empty, wanted.seed)
+                drawn.append(
+                    comfy.sample.sample(
+                        patcher,
+                        noise,
+                        wanted.steps,
+                        wanted.cfg,
+                        wanted.sampler_name,
+                        wanted.scheduler,
+                        positive,
+                        self.negative,
+                        empty.clone(),
+                        disable_pbar=True,
+                        seed=wanted.seed,
+                    )
+                )
+            return _grid(self._decode(torch.cat(drawn)))
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """(B, H, W, 3) in [0, 1] by the VAE; by the latents' colours alone where it would push out the training model."""
+        device = self.patcher.load_device
+        if device.type != "cpu" and self.vae.device == device:
+            needed = self.vae.memory_used_decode(latents.shape, self.vae.vae_dtype) + self.vae.patcher.model_size()
+            reserve = comfy.model_management.minimum_inference_memory()
+            if comfy.model_management.get_free_memory(device) < 1.2 * needed + reserve:
+                log.warning("Likeness: too little memory to decode sample pictures beside training; showing latents.")
+                return _latent_colours(self.patcher, latents)
+        pixels: Tensor = self.vae.decode(latents)
+        return pixels.reshape(-1, *pixels.shape[-3:])  # a video VAE gives frames
+
+
+def prepare(samples: Samples, clip: Any, patcher: comfy.model_patcher.ModelPatcher, vae: Any) -> Previewer:
+    """Encode the prompts, while the text encoder is loaded anyway."""
+    positives = [encode_text(clip, prompt) for prompt in samples.prompts]
+    return Previewer(samples, patcher, vae, positives, encode_text(clip, samples.negative))
+
+
+def ordinary_previewer(previewer: Previewer) -> Previewer:
+    """The same with conditionings of ordinary tensors. Call it outside of inference mode."""
+
+    def ordinary(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.detach().clone()
+        if isinstance(value, list):
+            return [ordinary(item) for item in value]
+        if isinstance(value, dict):
+            return {name: ordinary(item) for name, item in value.items()}
+        return value
+
+    return Previewer(
+        previewer.samples,
+        previewer.patcher,
+        previewer.vae,
+        [ordinary(positive) for positive in previewer.positives],
+        ordinary(previewer.negative),
+    )
+
+
+def save_grid(picture: Image.Image, folder: Path, step: int) -> Path:
+    """Keep the grid of a step in the run's folder."""
+    path = folder / "samples" / f"step-{step:06}.png"
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    write_whole(path, data.getvalue())
+    return path
+
+
+def _already_loaded(patcher: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+    """A clone that samples on the model as it stands.
+
+    The host would load the model again before sampling, look its weights up by name, and not find those that have an
+    adapter beside them.
+    """
+    clone = patcher.clone()
+
+    def as_it_stands(execute: Any, model: Any, noise_shape: Any, conds: Any, *others: Any, **named: Any) -> Any:
+        return model.model, conds, []
+
+    clone.add_wrapper(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, as_it_stands)
+    return clone
+
+
+def _latent_colours(patcher: comfy.model_patcher.ModelPatcher, latents: Tensor) -> Tensor:
+    """(B, h, w, 3) by the latent format's linear map to RGB; grey where it has none."""
+    latent_format = patcher.get_model_object("latent_format")
+    if latents.ndim == 5:
+        latents = latents[:, :, 0]
+    factors = getattr(latent_format, "latent_rgb_factors", None)
+    if factors is None:
+        return latents.mean(1, keepdim=True).sigmoid().expand(-1, 3, -1, -1).movedim(1, -1).float()
+    bias = getattr(latent_format, "latent_rgb_factors_bias", None)
+    rgb = latents.movedim(1, -1).float() @ torch.tensor(factors, dtype=torch.float32, device=latents.device)
+    if bias is not None:
+        rgb = rgb + torch.tensor(bias, dtype=torch.float32, device=latents.device)
+    return ((rgb + 1) / 2).clamp(0, 1)
+
+
+def _grid(pixels: Tensor) -> Image.Image:
+    """Pictures (B, H, W, 3) in [0, 1] in rows, about as wide as high."""
+    count, height, width = pixels.shape[:3]
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    sheet = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
+    for index, picture in enumerate((pixels.clamp(0, 1) * 255).round().byte().cpu().numpy()):
+        row, column = divmod(index, columns)
+        sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = picture[..., :3]
+    return Image.fromarray(sheet)
+
+
+__all__ = ["HostCond", "Previewer", "detach_cond", "ordinary_previewer", "prepare", "save_grid"]

@@ -1,0 +1,57 @@
+"""Leaving the host's inference mode, and weights that autograd accepts there.
+
+The host runs nodes in ``torch.inference_mode()``, and often loads models in it. Such tensors cannot be saved for a
+backward pass ("Inference tensors cannot be saved for backward"), for ever. But an ordinary tensor may lie on the same
+storage: each parameter is given one for as long as we train, at no cost in memory, and the host's own parameter objects
+are put back afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """Outside of inference mode, gradients on. What was made inside it must be cloned or aliased to be trained with."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def alias(tensor: Tensor) -> Tensor:
+    """An ordinary tensor on the storage of ``tensor``, without its history. Call it outside of inference mode."""
+    other = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    other.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())  # type: ignore[call-overload]
+    return other
+
+
+@contextmanager
+def autograd_weights(model: nn.Module) -> Iterator[None]:
+    """All parameters and buffers of ``model`` are ordinary, frozen tensors inside; the host's own objects afterwards.
+
+    A weight that the host moved or replaced meanwhile (it may offload a model at any time) stays where the host put it.
+    Subclasses of Tensor, such as the host's quantized weights, are left alone: they bring their own autograd.
+    """
+    replaced: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor]] = []
+    aliases: dict[int, Tensor] = {}
+    try:
+        for module in model.modules():
+            for kept in (module._parameters, module._buffers):
+                for name, tensor in list(kept.items()):
+                    if tensor is None or type(tensor.data) is not Tensor:
+                        continue
+                    if id(tensor) not in aliases:  # a weight shared by two layers stays shared
+                        ordinary = alias(tensor)
+                        is_parameter = isinstance(tensor, nn.Parameter)
+                        aliases[id(tensor)] = nn.Parameter(ordinary, requires_grad=False) if is_parameter else ordinary
+                    replaced.append((kept, name, tensor, aliases[id(tensor)]))
+                    kept[name] = aliases[id(tensor)]
+        yield
+    finally:
+        for kept, name, original, ordinary in replaced:
+            if kept.get(name) is ordinary and ordinary.data_ptr() == original.data_ptr():
+                kept[name] = original

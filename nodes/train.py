@@ -1,0 +1,125 @@
+"""LikenessTrainLoRA: train a LoRA on the model that is wired in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainers.config import TrainingConfig
+from . import host
+from .types import Dataset, LoraModel, SamplePrompts, Samples, TrainingOptions
+
+
+class LikenessTrainLoRA(io.ComfyNode):
+    """Teach the model a subject."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Ids and order are the contract of saved workflows."""
+        return io.Schema(
+            node_id="LikenessTrainLoRA",
+            display_name="Train LoRA (Likeness)",
+            category="Likeness/trainers",
+            description="Trains a LoRA on your pictures, inside the loaded model. Cancel keeps a checkpoint to resume "
+            "from. Everything about the run is kept in the output folder, below likeness/.",
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to teach. LoRAs already applied stay in force."),
+                io.Clip.Input("clip", tooltip="Its text encoder, used once for the captions; it is not trained."),
+                io.Vae.Input("vae", tooltip="Its VAE, used once for the pictures."),
+                Dataset.Input("dataset", tooltip="The pictures, from Dataset (Likeness)."),
+                io.Int.Input(
+                    "steps",
+                    default=500,
+                    min=1,
+                    max=1_000_000,
+                    tooltip="Training steps in all, those of a resumed run included. 100 a picture is a good start.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=1e-4,
+                    min=1e-9,
+                    max=1e6,
+                    step=1e-6,
+                    round=1e-10,
+                    tooltip="1e-4 is a good start; lower it when the loss grows or pictures break.",
+                ),
+                io.Int.Input("rank", default=16, min=1, max=4096, tooltip="Capacity of the LoRA, and its file size."),
+                io.Float.Input(
+                    "alpha",
+                    default=16.0,
+                    min=0.001,
+                    max=100_000.0,
+                    step=1.0,
+                    round=0.001,
+                    tooltip="The LoRA is scaled by alpha / rank: equal to rank means 1.",
+                ),
+                io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="Pictures a batch; more needs memory."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Decides all that is random. The same seed gives the same LoRA.",
+                ),
+                TrainingOptions.Input("options", optional=True, tooltip="From Training Options (Likeness)."),
+                SamplePrompts.Input("samples", optional=True, tooltip="From Sample Prompts (Likeness)."),
+                io.String.Input(
+                    "run_name",
+                    optional=True,
+                    default="",
+                    tooltip="Name of the run's folder. Empty: the trigger word and the time. A taken name gets a number.",
+                ),
+                io.String.Input(
+                    "resume_from",
+                    optional=True,
+                    default="",
+                    tooltip="A run's name, or the path of its folder or of one checkpoint: goes on from there exactly.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the LoRA applied at strength 1."),
+                LoraModel.Output(display_name="lora", tooltip="The LoRA, for Save LoRA (Likeness)."),
+                io.Image.Output(display_name="loss_curve", tooltip="Loss over steps, smoothed and raw."),
+                io.String.Output(display_name="run_folder", tooltip="Where log, samples and checkpoints are."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        dataset: Any,
+        steps: int,
+        learning_rate: float,
+        rank: int,
+        alpha: float,
+        batch_size: int,
+        seed: int,
+        options: dict[str, Any] | None = None,
+        samples: Samples | None = None,
+        run_name: str = "",
+        resume_from: str = "",
+    ) -> io.NodeOutput:
+        """Train."""
+        shown = dict(
+            steps=steps, learning_rate=learning_rate, rank=rank, alpha=alpha, batch_size=batch_size, seed=seed
+        )
+        config = TrainingConfig.from_mapping({**(options or {}), **shown, "sample_every": samples.every if samples else 0})
+        trained = host.train_lora(
+            model,
+            clip,
+            vae,
+            dataset,
+            config,
+            samples=samples,
+            run_name=run_name,
+            resume_from=resume_from,
+            node_id=cls.hidden.unique_id,
+        )
+        return io.NodeOutput(trained.model, trained.lora, trained.curve, str(trained.folder))
