@@ -1,0 +1,85 @@
+"""peft + diffusers, as diffusers' own LoRA training scripts do it, on the same tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import base_model
+import torch
+from gate import Gate
+from safetensors.torch import load_file, save_file
+from stream import Stream, timestep
+
+if TYPE_CHECKING:
+    from contender import Job
+
+
+def run(job: Job, stream: Stream, gate: Gate, unet: Any) -> dict[str, Any]:
+    import diffusers
+    from peft import LoraConfig
+
+    make_scheduler: Any = diffusers.DDPMScheduler
+    scheduler = make_scheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+                               num_train_timesteps=1000)
+    layers = targets(unet, job.targets)
+    make_config: Any = LoraConfig  # it says int, and takes a float as well
+    unet.add_adapter(make_config(r=job.rank, lora_alpha=job.alpha, init_lora_weights=True, target_modules=layers))
+    _start_from(job, unet)
+    if job.checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.train()
+    params = [p for p in unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(params, lr=job.lr, betas=(0.9, 0.999), weight_decay=0.01, eps=1e-8)
+    steps_of = timestep(stream.sigma)
+    losses: list[float] = []
+    for i in range(job.steps):
+        gate.step()
+        noise, t = stream.noise[i : i + 1], steps_of[i : i + 1]
+        noisy = scheduler.add_noise(stream.x0[i : i + 1], noise, t)
+        text = stream.text[int(stream.picture[i])][None]
+        predicted = unet(noisy, t, encoder_hidden_states=text, return_dict=False)[0]
+        loss = torch.nn.functional.mse_loss(predicted.float(), noise.float(), reduction="mean")
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    _export(job, unet)
+    return {"losses": losses, "layers": len(layers),
+            "names": sorted(base_model.diffusers_layers()[name] for name in layers)}
+
+
+def targets(unet: Any, preset: str) -> list[str]:
+    """Layer names of the preset: attention projections, or every Linear and Conv2d."""
+    every = [n for n, m in unet.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
+    if preset == "all":
+        return every
+    if preset == "attention":
+        return [n for n in every if n.endswith((".to_q", ".to_k", ".to_v", ".to_out.0"))]
+    raise ValueError(f"targets {preset!r}: expected attention or all")
+
+
+def _start_from(job: Job, unet: Any) -> None:
+    """Put Likeness' first values into the adapters, where it left them, so that both runs are the same run."""
+    if not job.init_file().is_file():
+        return
+    first = load_file(str(job.init_file()))
+    for name, layer in base_model.diffusers_layers().items():
+        if f"{layer}.down" in first:
+            module = unet.get_submodule(name)
+            with torch.no_grad():
+                module.lora_A["default"].weight.copy_(first.pop(f"{layer}.down"))
+                module.lora_B["default"].weight.copy_(first.pop(f"{layer}.up"))
+    if first:
+        raise ValueError(f"layers that the peer does not train: {sorted(first)[:4]}")
+
+
+def _export(job: Job, unet: Any) -> None:
+    """A kohya file of the trained factors."""
+    tensors = {}
+    for name, module in unet.named_modules():
+        if hasattr(module, "lora_A"):
+            layer = "lora_unet_" + name.replace(".", "_")
+            tensors[layer + ".lora_down.weight"] = module.lora_A["default"].weight.detach().contiguous()
+            tensors[layer + ".lora_up.weight"] = module.lora_B["default"].weight.detach().contiguous()
+            tensors[layer + ".alpha"] = torch.tensor(float(job.alpha))
+    save_file(tensors, str(job.path(job.name + ".safetensors")))

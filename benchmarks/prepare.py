@@ -1,0 +1,55 @@
+"""Write what all contenders read: weights.safetensors and stream.safetensors. Started by train_step.py.
+
+`python prepare.py FOLDER STEPS SEED THREADS` prints one JSON line about the machine.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+import base_model
+import torch
+
+
+def main() -> int:
+    folder, steps, seed, threads = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    load = os.getloadavg()[0]
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(threads)
+    base_model.open_host()
+    base_model.open_pack()
+    base_model.write_weights(folder / "weights.safetensors", seed)
+    import ours
+
+    ours.draw_stream(steps, seed).save(folder / "stream.safetensors")
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "peft")}
+    versions["ComfyUI"] = _host_version()
+    sys.stdout.write(json.dumps({"machine": f"{_processor()}, {os.cpu_count()} cores", "load": round(load, 2),
+                                 "versions": ", ".join(f"{k} {v}" for k, v in versions.items())}) + "\n")
+    return 0
+
+
+def _host_version() -> str:
+    for line in (base_model.host_folder() / "comfyui_version.py").read_text().splitlines():
+        if line.startswith("__version__"):
+            return line.split("=")[1].strip().strip('"')
+    return "unknown"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
