@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import shutil
+import signal
 import sys
 import time
 import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from PIL import Image
@@ -37,6 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, help="train fewer steps than the workflow says (for a quick look)")
     options = parser.parse_args(arguments)
     start = time.monotonic()
+    signal.signal(signal.SIGTERM, _stop)
     try:
         base = prepare()
         if options.serve:
@@ -74,7 +78,8 @@ def serve(base: Path, port: int | None) -> int:
         address = f"{server.address}/?template=quickstart&source={(linked_pack(base) or ROOT).name}"
         say(f"ComfyUI is open at {address}")
         say("the workflows are under Workflow > Browse Templates > likeness; Ctrl-C ends it")
-        webbrowser.open(address)
+        if sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+            webbrowser.open(address)  # elsewhere it would be a text browser, in this terminal
         while server.alive():
             time.sleep(1)
     raise ServerFailed(f"ComfyUI ended.\n{server.log_tail()}")
@@ -209,6 +214,10 @@ def report(result: dict[str, Any]) -> None:
     for name in (*result["files"].values(), "result.json"):
         say(f"{DEMO_OUTPUT.name}/{name}")
     say(f"done in {result['seconds']:.0f} s; ./demo --serve opens the same graph in the browser")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt  # so that the server is stopped too
 
 
 def _port() -> int:

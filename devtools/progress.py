@@ -1,4 +1,4 @@
-"""A progress bar in the terminal from a server's websocket events."""
+"""A progress bar from a server's websocket events."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 from .client import Event
 
 WIDTH = 30
+LOG_EVERY = 15.0  # seconds
 
 
 class Bar:
-    """Call it with each event. One line that is redrawn on a terminal; in a log, a line a quarter of the way."""
+    """Call it with each event. On a terminal one line a node that is redrawn; in a log a line now and then."""
 
     def __init__(self, graph: Mapping[str, Mapping[str, Any]]) -> None:
         self.titles = {node: str((body.get("_meta") or {}).get("title") or node) for node, body in graph.items()}
@@ -21,7 +22,7 @@ class Bar:
         self.node = ""
         self.begun = time.monotonic()
         self.shown = ""
-        self.quarter = -1
+        self.logged = self.begun
 
     def __call__(self, event: Event) -> None:
         if event.kind == "executing" and event.data.get("node"):
@@ -39,7 +40,8 @@ class Bar:
 
     def _enter(self, node: str) -> None:
         self.close()
-        self.node, self.begun, self.quarter = node, time.monotonic(), -1
+        self.node, self.begun = node, time.monotonic()
+        self.logged = self.begun
 
     def _draw(self, value: int, most: int) -> None:
         part = min(max(value / most, 0.0), 1.0)
@@ -52,6 +54,6 @@ class Bar:
         if self.terminal:
             print(f"\r{line:{len(self.shown)}}", end="", flush=True)
             self.shown = line
-        elif int(part * 4) > self.quarter:
-            self.quarter = int(part * 4)
+        elif value >= most or time.monotonic() - self.logged > LOG_EVERY:
+            self.logged = time.monotonic()
             print(line, flush=True)

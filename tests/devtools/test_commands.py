@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from likeness.devtools import demo, grid, tiers
+from likeness.devtools import demo, grid, progress, tiers
 from likeness.devtools.client import Event
-from likeness.devtools.progress import Bar
 from likeness.devtools.server import linked_pack, make_base
 
 
@@ -46,16 +45,21 @@ def test_the_grid_shows_every_picture_where_its_column_says():
     assert max(blue_at) < min(red_at) and max(red_at) < min(green_at)
 
 
-def test_the_bar_says_which_node_how_far_and_when(capsys):
-    """Fails if progress of one node is shown under another one's title, or a log gets a line a step."""
-    bar = Bar({"7": {"_meta": {"title": "Teach"}}, "8": {}})
+def test_the_bar_says_which_node_how_far_and_when(capsys, monkeypatch):
+    """Fails if progress of one node is shown under another one's title, a log gets a line a step, or the time left is
+    not what the steps so far say."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    bar = progress.Bar({"7": {"_meta": {"title": "Teach"}}, "8": {}})
     bar(Event("executing", {"node": "7"}))
     for step in range(1, 101):
+        now[0] = step * 0.5
         bar(Event("progress", {"node": "7", "value": step, "max": 100}))
     bar(Event("progress", {"node": "8", "value": 1, "max": 1}))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6 and all("Teach" in line for line in lines[:5])
-    assert "100/100" in lines[4] and "Teach" not in lines[5]
+    assert len(lines) == 5 and all("Teach" in line for line in lines[:4])
+    assert "31/100" in lines[0] and lines[0].endswith("34 s left")  # 15.5 s for 31 steps
+    assert "100/100" in lines[3] and "Teach" not in lines[4]
 
 
 def test_the_prompt_of_a_picture_is_the_positive_one():
