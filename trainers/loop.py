@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from .denoiser import Denoiser
 from .lora import Adapters, injected
 from .objectives import diffusion_loss
 from .randomness import derived_seed, generator
+from .rebinding import Rebinding
 from .recompute import recomputed_blocks
 from .runlog import LossReader, RunLog
 from .schedule import rate_factor
@@ -198,6 +199,8 @@ class _Run:
         self.log = RunLog(folder / "log.jsonl", self.step)
         half = any(parameter.dtype == torch.float16 for parameter in denoiser.module.parameters())
         self.loss_scale = _FP16_LOSS_SCALE if half else 1.0
+        # Until the first pass shows that the model needs none.
+        self.rebinding: Rebinding | None = Rebinding()
         self.began = time.monotonic()
 
     def go(self) -> TrainingResult:
@@ -242,8 +245,12 @@ class _Run:
                 return False
             batch = self.batches.draw(self.step * config.gradient_accumulation + part, chance)
             noisy = denoiser.noise_scaling(batch.sigma, batch.noise, batch.latents)
+            with self.rebinding or nullcontext():
+                predicted = denoiser.denoise(noisy, batch.sigma, batch.conds)
+            if self.rebinding is not None and not self.rebinding.count:
+                self.rebinding = None
             loss = diffusion_loss(
-                denoiser.denoise(noisy, batch.sigma, batch.conds),
+                predicted,
                 batch.latents,
                 batch.sigma,
                 denoiser.parameterisation,

@@ -105,8 +105,11 @@ def unchanged(module: nn.Module) -> Iterator[None]:
             parent.training = training
         for parameter, requires_grad, grad in flags:
             if parameter.requires_grad != requires_grad:
-                parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
+                # A weight made in inference mode lets itself be told only there.
+                with torch.inference_mode(parameter.is_inference()):
+                    parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad
         for name in set(module.__dict__) - set(attributes):  # peft leaves its configuration here
             del module.__dict__[name]
         module.__dict__.update(attributes)

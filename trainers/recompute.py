@@ -11,20 +11,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .rebinding import Rebinding
+
 _BLOCK = re.compile(r"Block")
 
 
 def _copied(value: Any) -> Any:
     return dict(value) if type(value) is dict else value
-
-
-def _cloned(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def _version(value: Any) -> int:
-    """How often a fresh tensor was written to since it was made."""
-    return int(value._version) if isinstance(value, torch.Tensor) and not value.is_inference() else 0
 
 
 @contextmanager
@@ -44,10 +37,6 @@ def recomputed_blocks(module: nn.Module, *, random: bool = False) -> Iterator[in
     inside = False
 
     def recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
-        # None: not known yet. Some blocks (Flux's) add to their input in place; computed again from that, they would
-        # give other numbers, and silently other gradients. Such a block gets a copy of its input.
-        changes_input: bool | None = None
-
         def run(*args: Any, **kwargs: Any) -> Any:
             nonlocal inside
             if inside or not torch.is_grad_enabled():
@@ -58,17 +47,14 @@ def recomputed_blocks(module: nn.Module, *, random: bool = False) -> Iterator[in
             first = True
 
             def body() -> Any:
-                nonlocal inside, first, changes_input
+                nonlocal inside, first
+                values, named = (args, kwargs) if first else before
+                first = False
                 outer, inside = inside, True
                 try:
-                    values, named = (args, kwargs) if first else before
-                    first = False
-                    if changes_input is False:
+                    # Here and not around the backward pass, which on a GPU runs this in a thread of its own.
+                    with Rebinding():
                         return forward(*values, **named)
-                    values, named = [_cloned(value) for value in values], {k: _cloned(v) for k, v in named.items()}
-                    output = forward(*values, **named)
-                    changes_input = changes_input or any(_version(value) for value in (*values, *named.values()))
-                    return output
                 finally:
                     inside = outer
 

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from likeness.trainers.targets import PRESETS, adaptable_layers, matched_layers
+
+ATTENTION = [
+    "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
+    "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0",
+    "joint_blocks.3.context_block.attn.qkv",
+    "joint_blocks.3.x_block.attn2.proj",
+    "double_blocks.0.img_attn.qkv",
+    "single_blocks.7.linear1",
+    "blocks.4.cross_attn.k_img",
+    "transformer_blocks.9.attn.add_q_proj",
+    "layers.2.attention.out",
+]
+FEED_FORWARD = [
+    "input_blocks.1.1.transformer_blocks.0.ff.net.0.proj",
+    "joint_blocks.3.x_block.mlp.fc1",
+    "double_blocks.0.txt_mlp.2",
+    "single_blocks.7.linear2",
+    "blocks.4.ffn.0",
+    "transformer_blocks.9.img_mlp.net.2",
+    "layers.2.feed_forward.w1",
+    "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2",
+]
+NEITHER = [
+    "input_blocks.1.1.proj_in",
+    "input_blocks.1.0.in_layers.2",
+    "input_blocks.1.0.emb_layers.1",
+    "down_blocks.0.attentions.0.proj_in",
+    "t_embedder.mlp.0",
+    "y_embedder.mlp.2",
+    "time_embed.0",
+    "double_blocks.0.img_mod.lin",
+    "single_blocks.7.modulation.lin",
+    "joint_blocks.3.x_block.adaLN_modulation.1",
+    "out.2",
+    "img_in",
+]
+
+
+@pytest.mark.parametrize("name", ATTENTION + FEED_FORWARD + NEITHER)
+def test_presets_know_the_names_of_the_field(name: str) -> None:
+    """Fails if a layer of SD, SD3, Flux, Wan, Qwen or Lumina is counted to the wrong preset."""
+    canonical = "diffusion_model." + name
+    assert PRESETS["attention"](canonical) == (name in ATTENTION)
+    assert PRESETS["attention+feed-forward"](canonical) == (name in ATTENTION + FEED_FORWARD)
+    assert PRESETS["all"](canonical)
+
+
+def test_matched_layers_of_the_toy(toy: Any) -> None:
+    """Fails if a preset takes other layers than it names, or a regular expression is not searched for."""
+    module = toy().module
+    assert len(matched_layers(module, "attention")) == 4
+    assert len(matched_layers(module, "attention+feed-forward")) == 8
+    assert len(matched_layers(module, "all")) == 11 == len(adaptable_layers(module))
+    assert matched_layers(module, "custom", r"\.1\.conv$") == ("diffusion_model.transformer_blocks.1.conv",)
+
+
+def test_errors_say_what_could_be_matched(toy: Any) -> None:
+    """Fails if a pattern that matches nothing trains nothing in silence."""
+    module = toy().module
+    with pytest.raises(ValueError, match=r"'attn9' matches no layer.*diffusion_model\."):
+        matched_layers(module, "custom", "attn9")
+    with pytest.raises(ValueError, match="no regular expression"):
+        matched_layers(module, "custom", "(")
+    with pytest.raises(ValueError, match="Unknown target 'heads'"):
+        matched_layers(module, "heads")
