@@ -60,7 +60,7 @@ class Resolver:
 
     bases: every base of the file, which together tell the architecture where `layers` does not.
     layers: the canonical layers of the MODEL (and CLIP), where known: then only they are found.
-    res_blocks: the UNet's res blocks a level, where known; see unet_names.
+    res_blocks: the res blocks a level of the UNet that the file was made for, where it says so; see unet_names.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Resolver:
         self._text_layers = {name for name in layers or () if name.startswith(_TEXT_ENCODERS)}
         self._flat = {name.replace(".", "_"): name for name in known}
         self._family = _family(bases, known, self._widths)
-        self._res_blocks = unet_names.res_blocks_of(known) or (tuple(res_blocks) if res_blocks else None)
+        self._res_blocks = tuple(res_blocks) if res_blocks else unet_names.res_blocks_of(known)
         if self._res_blocks is None and not known:
             self._res_blocks = _guess_levels(bases)
 

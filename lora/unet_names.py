@@ -146,7 +146,7 @@ def guess_res_blocks(names: Iterable[str], context: int | None = None) -> tuple[
     seen = [m for name in names if (m := _SGM.match(name))]
     attention = {(m[1], int(m[2])) for m in seen if m[3] == "1" and m[4] != "conv"}
     for candidate in (SDXL, *_ALTERNATIVES) if context == 2048 else _ALTERNATIVES:
-        if all(to_diffusers(m[0], candidate) for m in seen) and attention <= _attention_blocks(candidate):
+        if seen and all(to_diffusers(m[0], candidate) for m in seen) and attention <= _attention_blocks(candidate):
             return candidate
     return None
 
