@@ -31,6 +31,7 @@ QUICKSTART = ROOT / "workflows" / "quickstart.json"
 SUBJECT = "panda"  # held out of tinyworld: the base model has never seen one
 SEEDS = (7, 8)
 PORT = 8188
+LOG = HOST_BASES / "demo-server.log"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -72,7 +73,7 @@ def device_flags() -> tuple[str, ...]:
 
 def serve(base: Path, port: int | None) -> int:
     """Leave ComfyUI open until Ctrl-C."""
-    server = Server(host_path(), base, python=venv_python(), port=port or _port(), flags=device_flags())
+    server = Server(host_path(), base, python=venv_python(), port=port or _port(), flags=device_flags(), log=LOG)
     say("starting ComfyUI")
     with server:
         address = f"{server.address}/?template=quickstart&source={(linked_pack(base) or ROOT).name}"
@@ -89,7 +90,7 @@ def headless(base: Path, steps: int | None, start: float) -> int:
     """Run the quickstart over HTTP and write demo-output/."""
     pack = linked_pack(base)
     flags = (*device_flags(), *HEADLESS_FLAGS, "--disable-all-custom-nodes", "--whitelist-custom-nodes", pack.name)
-    server = Server(host_path(), base, python=venv_python(), flags=flags)
+    server = Server(host_path(), base, python=venv_python(), flags=flags, log=LOG)
     say("starting ComfyUI, headless")
     with server:
         client = Client(server.address)

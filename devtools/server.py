@@ -105,8 +105,8 @@ class Server:
             *self.flags,
         ]
 
-    def start(self, timeout: float = 180.0) -> Server:
-        """Start the process and wait until it answers.
+    def start(self, timeout: float = 300.0) -> Server:
+        """Start the process and wait until it answers; whatever goes wrong meanwhile, no process stays behind.
 
         Raises:
             ServerFailed: it ended, or did not answer within `timeout` seconds.
@@ -123,15 +123,12 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C in the terminal reaches us, who then stop it in order
             )
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise ServerFailed(f"ComfyUI ended with code {self.process.returncode}.\n{self.log_tail()}")
-            if self._answers():
-                return self
-            time.sleep(0.25)
-        self.stop()
-        raise ServerFailed(f"ComfyUI did not answer within {timeout:.0f} s.\n{self.log_tail()}")
+        try:
+            self._wait_until_it_answers(timeout)
+        except BaseException:  # a Ctrl-C too
+            self.stop()
+            raise
+        return self
 
     def stop(self, grace: float = 10.0) -> None:
         """Ask the process to end; kill it when it has not within `grace` seconds. Safe to call twice."""
@@ -158,6 +155,16 @@ class Server:
 
     def log_tail(self, lines: int = 40) -> str:
         return "\n".join(self.log_text().splitlines()[-lines:])
+
+    def _wait_until_it_answers(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not self._answers():
+            if not self.alive():
+                code = self.process.returncode if self.process is not None else None
+                raise ServerFailed(f"ComfyUI ended with code {code}.\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise ServerFailed(f"ComfyUI did not answer within {timeout:.0f} s.\n{self.log_tail()}")
+            time.sleep(0.25)
 
     def _answers(self) -> bool:
         try:
