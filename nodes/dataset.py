@@ -22,8 +22,8 @@ class LikenessDataset(io.ComfyNode):
             node_id="LikenessDataset",
             display_name="Dataset (Likeness)",
             category="Likeness/trainers",
-            description="Pictures of the subject: a folder below ComfyUI's input folder, or an image batch. A .txt file "
-            "beside a picture is its caption; the others are captioned by the template.",
+            description="Pictures of the subject: a folder below ComfyUI's input folder, or an image batch. A .txt "
+            "file beside a picture is its caption; the others are captioned by the template.",
             inputs=[
                 io.String.Input(
                     "folder",
@@ -88,14 +88,14 @@ class LikenessDataset(io.ComfyNode):
         mask: Any = None,
     ) -> io.NodeOutput:
         """Read the pictures."""
-        common = dict(
-            trigger=trigger,
-            class_noun=class_noun,
-            caption_template=caption_template,
-            resolution=resolution,
-            repeats=repeats,
-            flip=flip,
-        )
+        common: dict[str, Any] = {
+            "trigger": trigger,
+            "class_noun": class_noun,
+            "caption_template": caption_template,
+            "resolution": resolution,
+            "repeats": repeats,
+            "flip": flip,
+        }
         if images is not None and folder.strip():
             raise ValueError("Both a folder and images are given. Empty folder, or disconnect images.")
         with host.ordinary_tensors():

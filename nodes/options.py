@@ -22,8 +22,8 @@ class LikenessTrainingOptions(io.ComfyNode):
             node_id="LikenessTrainingOptions",
             display_name="Training Options (Likeness)",
             category="Likeness/trainers",
-            description="Options of Train LoRA: which layers learn, optimizer, schedule, precision, noise, checkpoints. "
-            "Wire a model to see how many layers the choice of targets meets.",
+            description="Options of Train LoRA: which layers learn, optimizer, schedule, precision, noise, checkpoints."
+            " Wire a model to see how many layers the choice of targets meets.",
             inputs=[
                 io.Combo.Input(
                     "targets",

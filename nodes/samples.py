@@ -76,7 +76,5 @@ class LikenessSamplePrompts(io.ComfyNode):
         """Gather the inputs."""
         lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
         if not lines:
-            raise ValueError("There is no prompt to draw: write at least one line into prompts, or disconnect the node.")
-        return io.NodeOutput(
-            Samples(lines, negative, seed, every, steps, cfg, sampler_name, scheduler, width, height)
-        )
+            raise ValueError("There is no prompt to draw: write a line into prompts, or disconnect the node.")
+        return io.NodeOutput(Samples(lines, negative, seed, every, steps, cfg, sampler_name, scheduler, width, height))

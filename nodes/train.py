@@ -71,7 +71,7 @@ class LikenessTrainLoRA(io.ComfyNode):
                     "run_name",
                     optional=True,
                     default="",
-                    tooltip="Name of the run's folder. Empty: the trigger word and the time. A taken name gets a number.",
+                    tooltip="Name of the run's folder. Empty: trigger word and time. A taken name gets a number.",
                 ),
                 io.String.Input(
                     "resume_from",
@@ -107,10 +107,16 @@ class LikenessTrainLoRA(io.ComfyNode):
         resume_from: str = "",
     ) -> io.NodeOutput:
         """Train."""
-        shown = dict(
-            steps=steps, learning_rate=learning_rate, rank=rank, alpha=alpha, batch_size=batch_size, seed=seed
-        )
-        config = TrainingConfig.from_mapping({**(options or {}), **shown, "sample_every": samples.every if samples else 0})
+        shown = {
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "rank": rank,
+            "alpha": alpha,
+            "batch_size": batch_size,
+            "seed": seed,
+            "sample_every": samples.every if samples else 0,
+        }
+        config = TrainingConfig.from_mapping({**(options or {}), **shown})
         trained = host.train_lora(
             model,
             clip,

@@ -39,8 +39,7 @@ def check_length(clip: Any, caption: str, source: str) -> None:
         lengths[name] = f"{words} tokens for {name!r}, whose limit is {limit}"
     shown = caption if len(caption) <= 120 else caption[:117] + "..."
     raise ValueError(
-        f"The caption of {source} is longer than the text encoder: {'; '.join(lengths.values())}. "
-        f"Shorten it: {shown!r}"
+        f"The caption of {source} is longer than the text encoder: {'; '.join(lengths.values())}. Shorten it: {shown!r}"
     )
 
 

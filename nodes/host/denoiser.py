@@ -28,6 +28,10 @@ class HostCond:
         return bool(comfy.samplers.cond_equal_size(self.model_conds, other.model_conds))
 
 
+UNUSUAL = ("IMG_TO_IMG", "COSMOS_RFLOW", "X0", "EDM")
+"""Classes of the host's model_sampling that derive from EPS and V_PREDICTION but predict something else."""
+
+
 def parameterisation(sampling: nn.Module) -> Parameterisation:
     """What the model predicts, by the class of its ``model_sampling`` (which nodes such as ModelSamplingSD3 replace).
 
@@ -35,18 +39,17 @@ def parameterisation(sampling: nn.Module) -> Parameterisation:
         ValueError: a kind of model whose loss is not known here.
     """
     known = comfy.model_sampling
-    unusual = ("X0", "IMG_TO_IMG", "COSMOS_RFLOW", "EDM")  # EDM and X0 derive from V_PREDICTION and EPS: ask first
-    if not any(isinstance(sampling, getattr(known, name)) for name in unusual if hasattr(known, name)):
+    unusual = [name for name in UNUSUAL if isinstance(sampling, getattr(known, name, ()))]
+    if not unusual:
         if isinstance(sampling, known.CONST):
             return "flow"
         if isinstance(sampling, known.V_PREDICTION):
             return "v"
         if isinstance(sampling, known.EPS):
             return "eps"
-    kinds = ", ".join(kind.__name__ for kind in type(sampling).__mro__[1:3])
     raise ValueError(
-        f"Likeness cannot train this kind of model yet ({kinds}): it knows models that predict the noise (SD1.5, SDXL), "
-        "the velocity (SD2 v, SDXL v), or a flow (SD3, Flux)."
+        f"Likeness cannot train this kind of model yet ({', '.join(unusual) or type(sampling).__name__}): it knows "
+        "models that predict the noise (SD1.5, SDXL), the velocity (SD2 v, SDXL v), or a flow (SD3, Flux)."
     )
 
 

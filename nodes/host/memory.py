@@ -55,7 +55,9 @@ def advice(config: TrainingConfig) -> str:
     if not config.gradient_checkpointing:
         steps.append("turn on gradient_checkpointing in Training Options")
     if config.batch_size > 1:
-        steps.append(f"set batch_size to 1 and gradient_accumulation to {config.batch_size * config.gradient_accumulation}")
+        steps.append(
+            f"set batch_size to 1 and gradient_accumulation to {config.batch_size * config.gradient_accumulation}"
+        )
     if config.targets != "attention":
         steps.append("choose the attention targets")
     steps += ["lower the dataset's resolution", "load the base model in fp8"]

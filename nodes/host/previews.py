@@ -19,8 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..types import Samples
-from .conditioning import detach_cond, encode_text
-from .denoiser import HostCond
+from .conditioning import encode_text
 from .folders import write_whole
 from .latents import zero_latents
 
@@ -64,7 +63,7 @@ class Previewer:
             return _grid(self._decode(torch.cat(drawn)))
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """(B, H, W, 3) in [0, 1] by the VAE; by the latents' colours alone where it would push out the training model."""
+        """(B, H, W, 3) in [0, 1] by the VAE, or by the latents' colours alone where it would push the model out."""
         device = self.patcher.load_device
         if device.type != "cpu" and self.vae.device == device:
             needed = self.vae.memory_used_decode(latents.shape, self.vae.vae_dtype) + self.vae.patcher.model_size()
@@ -78,6 +77,7 @@ class Previewer:
 
 def prepare(samples: Samples, clip: Any, patcher: comfy.model_patcher.ModelPatcher, vae: Any) -> Previewer:
     """Encode the prompts, while the text encoder is loaded anyway."""
+    zero_latents(vae, patcher, samples.width, samples.height)  # a size that cannot be is better told now
     positives = [encode_text(clip, prompt) for prompt in samples.prompts]
     return Previewer(samples, patcher, vae, positives, encode_text(clip, samples.negative))
 
@@ -152,6 +152,3 @@ def _grid(pixels: Tensor) -> Image.Image:
         row, column = divmod(index, columns)
         sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = picture[..., :3]
     return Image.fromarray(sheet)
-
-
-__all__ = ["HostCond", "Previewer", "detach_cond", "ordinary_previewer", "prepare", "save_grid"]

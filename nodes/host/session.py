@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -175,4 +175,4 @@ def _train(
 
     callbacks = Callbacks(progress=reporter.step, cancelled=interrupt.cancelled, sample=sample)
     denoiser = HostDenoiser(patcher, interrupt)
-    return train(denoiser, data, replace(config), folder, callbacks, checkpoint)
+    return train(denoiser, data, config, folder, callbacks, checkpoint)
