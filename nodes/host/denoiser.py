@@ -95,7 +95,7 @@ class HostDenoiser:
 
     def _apply(self, noisy: Tensor, sigma: Tensor, conds: Sequence[HostCond]) -> Tensor:
         arguments = comfy.samplers.cond_cat([cond.model_conds for cond in conds])
-        options = {**self._options, "cond_or_uncond": [0] * len(conds), "sigmas": sigma, "sample_sigmas": self.sigmas}
+        options = {**self._options, "cond_or_uncond": [0] * len(conds), "sigmas": sigma}
         x0: Tensor = self.model.apply_model(noisy, sigma, transformer_options=options, **arguments)
         return x0.float()
 

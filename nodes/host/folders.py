@@ -56,14 +56,11 @@ def new_run_folder(run_name: str, trigger: str) -> Path:
     """Make the folder of a new run. A name that is taken gets a number: no run overwrites another.
 
     Raises:
-        ValueError: a name that is none.
+        ValueError: a name without any letter or digit.
     """
-    name = run_name.strip() or f"{safe_name(trigger) or 'run'}_{time.strftime('%Y%m%d-%H%M%S')}"
-    if safe_name(name) != name:
-        raise ValueError(
-            f"The run name {run_name!r} cannot be a folder's name; use letters, digits, dot, dash and underscore, "
-            f"for example {safe_name(name) or 'my_subject'!r}."
-        )
+    name = safe_name(run_name) or f"{safe_name(trigger) or 'run'}_{time.strftime('%Y%m%d-%H%M%S')}"
+    if run_name.strip() and not safe_name(run_name):
+        raise ValueError(f"The run name {run_name!r} cannot be a folder's name; try 'my_subject', or leave it empty.")
     number = 1
     while True:
         folder = runs_folder() / (name if number == 1 else f"{name}-{number}")
@@ -97,8 +94,8 @@ def resumed_run(resume_from: str) -> tuple[Path, Path]:
 
 
 def safe_name(text: str) -> str:
-    """Only what every file system takes in a name."""
-    return re.sub(r"[^\w.\-]+", "_", text, flags=re.ASCII).strip("._-")
+    """Letters, digits, dot, dash and underscore, which every file system takes; what is between becomes underscores."""
+    return re.sub(r"[^\w.\-]+", "_", text).strip("._-")
 
 
 def write_whole(path: Path, data: bytes) -> None:

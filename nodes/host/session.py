@@ -24,7 +24,7 @@ from ...trainers.loop import Callbacks, TrainingCancelled, TrainingResult, train
 from ..types import Samples
 from .conditioning import check_length, detach_cond, encode_text, make_cond, size_conditions
 from .denoiser import HostDenoiser, parameterisation
-from .folders import new_run_folder, resumed_run
+from .folders import new_run_folder, resumed_run, safe_name
 from .interrupt import Interrupt, InterruptProcessingException
 from .latents import encode_picture, latent_mask
 from .memory import advice, is_out_of_memory, training_memory
@@ -71,7 +71,7 @@ def train_lora(
     interrupt = Interrupt()
     reporter = Reporter(config.steps, node_id, interrupt)
     folder, checkpoint = _run_folder(run_name, resume_from, pictures.trigger)
-    patcher = model.clone()
+    patcher = resident_clone(model)
     if config.precision in COMPUTE_DTYPES:
         patcher.set_model_compute_dtype(COMPUTE_DTYPES[config.precision])
     try:
@@ -95,6 +95,8 @@ def train_lora(
         lora = LoraTensors(from_deltas(result.deltas), describe(model, pictures, result))
         write_safetensors(folder / f"{folder.name}.safetensors", lora, lora.metadata)
         curve = loss_curve(result.losses)
+    if interrupt.cancelled():  # during the last step: all is saved, but nothing else is to run
+        raise InterruptProcessingException()
     reporter.text(f"trained {result.steps_done} steps, loss {result.losses[-1]:.4f}" if result.losses else "trained")
     return Trained(with_lora(model, lora), lora, curve, folder)
 
@@ -105,12 +107,22 @@ def with_lora(model: comfy.model_patcher.ModelPatcher, lora: Mapping[str, Tensor
     return patched
 
 
+def resident_clone(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+    """A clone whose weights stay where they are loaded.
+
+    Newer hosts can stream weights through the device during a forward pass ("dynamic VRAM"); what autograd keeps for
+    the backward pass would be written over. They load such a model in the ordinary way when asked to.
+    """
+    streams = getattr(model, "is_dynamic", None)
+    return model.clone(disable_dynamic=True) if streams is not None and streams() else model.clone()
+
+
 def _run_folder(run_name: str, resume_from: str, trigger: str) -> tuple[Path, Path | None]:
     """(folder to write to, what to resume from). A resumed run goes on in its own folder, unless it is given a name."""
     if not resume_from.strip():
         return new_run_folder(run_name, trigger), None
     folder, checkpoint = resumed_run(resume_from)
-    if run_name.strip() and run_name.strip() != folder.name:
+    if run_name.strip() and safe_name(run_name) != folder.name:
         folder = new_run_folder(run_name, trigger)
     return folder, checkpoint
 
