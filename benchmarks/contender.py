@@ -75,7 +75,14 @@ def quiet_stdout() -> TextIO:
 
 
 def prepare(job: Job) -> tuple[Runner, Any]:
-    """Import what the contender needs and load its model, before memory is counted."""
+    """Import what the contender needs and load its model, before memory is counted.
+
+    Whatever one of them imports, all do: libraries are not what a training step costs.
+    """
+    import comfy_extras.nodes_train  # noqa: F401
+    import peft  # noqa: F401
+    from diffusers import DDPMScheduler, UNet2DConditionModel  # noqa: F401
+
     weights = job.path("weights.safetensors")
     if job.who == "peft+diffusers":
         import peer_peft

@@ -104,7 +104,7 @@ def render(rows: Sequence[Row], findings: Sequence[Finding], equal: Mapping[str,
     for r in rows:
         ours = next((o for o in rows if (o.who, o.targets, o.checkpointing) == ("Likeness", r.targets,
                                                                                r.checkpointing)), None)
-        grouped = r.checkpointing == floor.checkpointing  # only these took turns with the floor
+        grouped = r is not floor and (r.targets, r.checkpointing) == ("attention", False)  # took turns with the floor
         body.append([
             r.who, r.targets, str(len(r.names)) if r.names else ("0" if r is floor else "all + norms, biases"),
             "–" if r is floor else ("on" if r.checkpointing else "off"), f"{r.seconds('cpu'):.3f}",

@@ -140,10 +140,11 @@ def main() -> int:
 
         rows: list[Row] = []
         for checkpointing in (False, True):
-            trained = [job(who, targets, checkpointing) for targets in ("all", "attention")
-                       for who in ("built-in", "peft+diffusers", "Likeness")
-                       if (who, targets) != ("built-in", "attention")]
-            rows += conduct(trained + ([] if checkpointing else [job("floor", "none", False)]), plan)
+            # Two groups, so that no more than three models are in memory at a time.
+            every = [job(who, "all", checkpointing) for who in ("built-in", "peft+diffusers", "Likeness")]
+            rows += conduct(every, plan)
+            attention = [job(who, "attention", checkpointing) for who in ("peft+diffusers", "Likeness")]
+            rows += conduct(attention + ([] if checkpointing else [job("floor", "none", False)]), plan)
         equal = compare([job("compare", targets, False) for targets in ("all", "attention")])
     plan_line = (f"{plan.rounds} rounds of {plan.steps} steps after {plan.warmup} to warm up, {args.threads} threads, "
                  f"rank {args.rank}, alpha {args.alpha:g}, seed {args.seed}; {time.monotonic() - began:.0f} s in all")
