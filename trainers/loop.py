@@ -261,7 +261,8 @@ class _Run:
             (loss * (self.loss_scale / config.gradient_accumulation)).backward()  # type: ignore[no-untyped-call]
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
-        self.adapters.train(False)
+        if config.dropout > 0:
+            self.adapters.train(False)  # for samples
         self.reader.put(self.step + 1, total / config.gradient_accumulation)
         return True
 
