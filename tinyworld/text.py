@@ -1,0 +1,89 @@
+"""The text side of tiny-unet: CLIP-L's shape, where each word's row goes straight to the cross-attention.
+
+Every layer's output projections are zero, so the encoder is LayerNorm(token row): what pretraining learns is one row a
+word. Shipped are the rows that were trained; the others are drawn from a seed, as a rare word's row would be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPTokenizer
+
+VOCABULARY, WIDTH, LENGTH, LAYERS, HIDDEN = 49408, 768, 77, 12, 3072
+START, END = 49406, 49407  # END pads too, as the host does for SD1.5
+ROW_STD = 0.3
+
+
+def seeded_rows(seed: int = 0) -> Tensor:
+    """The token table before training: (49408, 768), N(0, 0.3²)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(VOCABULARY, WIDTH, generator=generator) * ROW_STD
+
+
+class WordTable(nn.Module):
+    """The rows of the words that captions use, trained; row i belongs to token `ids[i]`."""
+
+    def __init__(self, ids: Sequence[int], seed: int = 0) -> None:
+        super().__init__()
+        self.ids = sorted(set(ids) | {START, END})
+        self.row_of = {token: row for row, token in enumerate(self.ids)}
+        self.rows = nn.Parameter(seeded_rows(seed)[self.ids])
+
+    def forward(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Caption tokens -> context (B, n, 768) and bias (B, 1, 1, n).
+
+        Equal to the host's 77 tokens: START, the words, END repeated; the repeats are one entry with bias log m.
+        """
+        longest = max(len(words) for words in tokens) + 2
+        rows = torch.full((len(tokens), longest), self.row_of[END])
+        bias = torch.full((len(tokens), longest), float("-inf"))
+        for i, words in enumerate(tokens):
+            entries = [self.row_of[token] for token in (START, *words, END)]
+            rows[i, : len(entries)] = torch.tensor(entries)
+            bias[i, : len(entries) - 1] = 0
+            bias[i, len(entries) - 1] = math.log(LENGTH - len(words) - 1)
+        device = self.rows.device
+        context = functional.layer_norm(self.rows[rows.to(device)], (WIDTH,))
+        return context, bias[:, None, None].to(device)
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> list[list[int]]:
+    """Caption -> token ids without start, end and padding."""
+    return [list(ids) for ids in tokenizer(list(captions), add_special_tokens=False)["input_ids"]]
+
+
+def clip_weights(ids: Tensor, rows: Tensor, seed: int = 0, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """The whole text encoder as a checkpoint has it (`text_model.…`, 123M parameters), around the trained rows."""
+    table = seeded_rows(seed)
+    table[ids.long()] = rows.float()
+    generator = torch.Generator().manual_seed(seed + 1)
+
+    def seeded(*shape: int) -> Tensor:
+        return (torch.randn(*shape, generator=generator) * 0.02).to(dtype)
+
+    weights = {
+        "text_model.embeddings.token_embedding.weight": table.to(dtype),
+        "text_model.embeddings.position_embedding.weight": torch.zeros(LENGTH, WIDTH, dtype=dtype),
+        "text_model.embeddings.position_ids": torch.arange(LENGTH)[None],
+        "text_model.final_layer_norm.weight": torch.ones(WIDTH, dtype=dtype),
+        "text_model.final_layer_norm.bias": torch.zeros(WIDTH, dtype=dtype),
+    }
+    for layer in range(LAYERS):
+        prefix = f"text_model.encoder.layers.{layer}"
+        for name in ("q_proj", "k_proj", "v_proj"):
+            weights[f"{prefix}.self_attn.{name}.weight"] = seeded(WIDTH, WIDTH)
+        weights[f"{prefix}.self_attn.out_proj.weight"] = torch.zeros(WIDTH, WIDTH, dtype=dtype)
+        weights[f"{prefix}.mlp.fc1.weight"] = seeded(HIDDEN, WIDTH)
+        weights[f"{prefix}.mlp.fc2.weight"] = torch.zeros(WIDTH, HIDDEN, dtype=dtype)
+        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc2"):
+            weights[f"{prefix}.{name}.bias"] = torch.zeros(WIDTH, dtype=dtype)
+        weights[f"{prefix}.mlp.fc1.bias"] = torch.zeros(HIDDEN, dtype=dtype)
+        for norm in ("layer_norm1", "layer_norm2"):
+            weights[f"{prefix}.{norm}.weight"] = torch.ones(WIDTH, dtype=dtype)
+            weights[f"{prefix}.{norm}.bias"] = torch.zeros(WIDTH, dtype=dtype)
+    return weights

@@ -1,0 +1,83 @@
+"""The true pictures of held-out subjects and styles, shipped as one file: `heldout.zip` (lossless WebP, RGBA).
+
+`python -m tinyworld.truth --references <subject> <folder>` writes a subject's reference pictures with captions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .dataset import caption
+from .pictures import composite
+from .split import STYLES, load_split
+
+ARCHIVE = Path(__file__).with_name("heldout.zip")
+HELD_BACK_STYLE = "fluent-emoji"  # references never show it, so that a test can ask for it
+TRIGGER = "sks"
+
+Pictures = dict[tuple[str, str], NDArray[np.uint8]]
+
+
+def write_archive(pictures: Pictures, path: Path = ARCHIVE) -> None:
+    """(subject, style) -> RGBA (64, 64, 4) uint8, into one zip; the same pictures give the same bytes."""
+    temporary = path.with_suffix(".tmp")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for (subject, style), picture in sorted(pictures.items()):
+            buffer = io.BytesIO()
+            clear = picture * (picture[..., 3:] > 0)  # the colour under full transparency is noise
+            Image.fromarray(clear).save(buffer, "WEBP", lossless=True, quality=100, method=4, exact=True)
+            archive.writestr(zipfile.ZipInfo(f"{subject}/{style}.webp"), buffer.getvalue())
+    temporary.replace(path)
+
+
+@cache
+def held_out_pictures(path: Path = ARCHIVE) -> Pictures:
+    """Every shipped true picture: (subject, style) -> RGBA uint8 (64, 64, 4)."""
+    pictures: Pictures = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            subject, file = name.split("/")
+            with archive.open(name) as data:
+                pictures[subject, file.removesuffix(".webp")] = np.asarray(Image.open(data).convert("RGBA"))
+    return pictures
+
+
+def reference_styles() -> tuple[str, ...]:
+    """Styles that a subject's references show: those of pretraining but one, which is kept for the test."""
+    return tuple(style for style in load_split().pretrain_styles if style != HELD_BACK_STYLE)
+
+
+def true_picture(subject: str, style: str, background: tuple[int, int, int] = (255, 255, 255)) -> NDArray[np.float32]:
+    """The truth on a plain colour: RGB float32 (64, 64, 3) in [0, 1]."""
+    try:
+        return composite(held_out_pictures()[subject, style], background)
+    except KeyError:
+        raise ValueError(f"no true picture of {subject!r} in style {style!r}; styles are {', '.join(STYLES)}") from None
+
+
+def write_references(subject: str, folder: Path, styles: tuple[str, ...] | None = None) -> list[Path]:
+    """Reference PNGs of one held-out subject with .txt captions such as "a flat picture of a sks"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for style in styles or reference_styles():
+        path = folder / f"{subject}-{style}.png"
+        picture = (true_picture(subject, style) * 255).round().astype(np.uint8)
+        Image.fromarray(picture).save(path)
+        path.with_suffix(".txt").write_text(caption(TRIGGER, style, None) + "\n")
+        written.append(path)
+    return written
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--references", nargs=2, metavar=("SUBJECT", "FOLDER"), required=True)
+    name, target = parser.parse_args().references
+    write_references(name, Path(target))
