@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -87,3 +90,52 @@ def tiny_checkpoint() -> Path:
     from likeness.devtools.checkpoint import tiny_checkpoint as find
 
     return find()
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    """The server's base folder: models/, input/, output/, custom_nodes/likeness -> this checkout.
+
+    models/checkpoints/tiny-unet.safetensors is there.
+    """
+    from likeness.devtools.server import make_base
+
+    folder = make_base(tmp_path_factory.mktemp("server"))
+    (folder / "models" / "checkpoints" / "tiny-unet.safetensors").symlink_to(tiny_checkpoint)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(base: Path, host_path: Path, pytestconfig: pytest.Config) -> Iterator[Any]:
+    """The running server; `server.address`, `server.base`, `server.log_text()`.
+
+    Its log is left in .host/test-server.log when the session ends.
+    """
+    from likeness.devtools.server import Server
+
+    running = Server(host_path, base)
+    try:
+        yield running.start()
+    finally:
+        running.stop()
+        kept = pytestconfig.rootpath / ".host"
+        kept.mkdir(exist_ok=True)
+        shutil.copyfile(running.log, kept / "test-server.log")
+
+
+@pytest.fixture()
+def client(server: Any) -> Any:
+    """A client of its own for each test."""
+    from likeness.devtools.client import Client
+
+    if not server.alive():
+        pytest.fail(f"the server has ended.\n{server.log_tail()}")
+    return Client(server.address)
+
+
+@pytest.fixture(scope="session")
+def object_info(server: Any) -> dict[str, object]:
+    """The server's /object_info, asked once."""
+    from likeness.devtools.client import Client
+
+    return Client(server.address).object_info()
