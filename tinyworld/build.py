@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from .classifier import accuracy, asked_subjects, train_classifier
+from .classifier import JUDGE, accuracy, asked_subjects, train_classifier
 from .dataset import caption, plain_batch, words
 from .pictures import download_packs, draw_all, load_packs, subjects_with_class
 from .sample import draw_pictures
@@ -58,6 +58,7 @@ def measure(
     figures["held-out PSNR, all styles (dB)"] = float(scores.mean())
     asked = asked_subjects(split)
     judge = train_classifier(pictures, asked, split.pretrain_styles)
+    save_file(judge.state_dict(), JUDGE, {"modelspec.title": "judge of tiny-unet"})
     pairs = [(i, j) for i in range(len(asked)) for j in range(len(split.pretrain_styles))]
     subjects, styles = torch.tensor(pairs).unbind(1)
     real = plain_batch(np.stack([pictures[asked[i], split.pretrain_styles[j]] for i, j in pairs]))

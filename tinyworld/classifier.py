@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .assemble import WEIGHTS
 from .dataset import BACKGROUNDS, WHITE, composite_batch
 from .split import Split
 
 SUBJECTS_ASKED = 50
+JUDGE = WEIGHTS / "judge.safetensors"
 
 
 def asked_subjects(split: Split, seed: int = 0) -> list[str]:
@@ -40,6 +44,13 @@ class PictureClassifier(nn.Module):
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         features = self.trunk(pictures * 2 - 1)
         return self.subject(features), self.style(features)
+
+
+def load_judge(split: Split, path: Path = JUDGE) -> PictureClassifier:
+    """The shipped judge: `asked_subjects` × pretraining styles, trained by `build` on real pictures alone."""
+    model = PictureClassifier(SUBJECTS_ASKED, len(split.pretrain_styles))
+    model.load_state_dict(load_file(path))
+    return model.eval()
 
 
 def _soften(pictures: Tensor, rng: np.random.Generator) -> Tensor:
