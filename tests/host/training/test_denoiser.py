@@ -103,14 +103,14 @@ def latents_of(patcher: Any, count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "flux"])
 def test_batches_gradients_and_long_captions(comfy: SimpleNamespace, family: str) -> None:
-    """A batch of captions of 8, 16 and 11 tokens gives what each gives alone: fails if conditions are mixed up."""
+    """A batch of captions of 8, 11 and 16 tokens gives what each gives alone: fails if conditions are mixed up."""
     from likeness.nodes.host import HostDenoiser, autograd_weights, ordinary_tensors
 
     patcher = build(family)
     with ordinary_tensors(), autograd_weights(patcher.model):
         denoiser = HostDenoiser(patcher)
         noisy, sigma = latents_of(patcher, 3), torch.tensor([0.9, 0.3, 0.6])
-        conds = [cond_of(patcher, length, seed) for seed, length in enumerate((8, 16, 11))]
+        conds = [cond_of(patcher, length, seed) for seed, length in enumerate((8, 11, 16))]
         together = denoiser.denoise(noisy, sigma, conds)
         assert together.dtype == torch.float32 and together.shape == noisy.shape
         for index in range(3):
