@@ -1,4 +1,4 @@
-"""The host's real page in a real Chromium, on a server of its own."""
+"""The host's real page in a real Chromium."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from likeness.devtools.browser import FLAGS, find_chromium
-from likeness.devtools.checkpoint import link_checkpoint, reference_pictures
+from likeness.devtools.checkpoint import reference_pictures
 from likeness.devtools.demo import SUBJECT
-from likeness.devtools.server import Server, make_base
+from likeness.devtools.server import Server
 
 SETTINGS = {
     "Comfy.TutorialCompleted": True,  # or the first visit opens the template browser by itself
@@ -23,16 +23,6 @@ SETTINGS = {
     "Comfy.Locale": "en",
 }
 WIDE = {"width": 1920, "height": 1080}
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, host_path: Path) -> Iterator[Server]:
-    """A server with the small model and the quickstart's pictures, as `./demo --serve` has it."""
-    base = make_base(tmp_path_factory.mktemp("browser"))
-    link_checkpoint(base)
-    reference_pictures(base, SUBJECT)
-    with Server(host_path, base) as running:
-        yield running
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +69,7 @@ class Comfy:
         """Every node of the graph: id, type, title, whether the page knows it, how many pictures it shows."""
         return list(
             self.page.evaluate("""() => app.graph._nodes.map(n => ({
-                id: String(n.id), type: n.type, title: n.title,
+                id: String(n.id), type: n.type, title: n.title, folded: !!n.flags.collapsed,
                 known: !!n.constructor.nodeData || n.isVirtualNode === true,
                 pictures: (n.imgs ?? []).filter(i => i.complete && i.naturalWidth > 0).length,
                 texts: (n.widgets ?? []).filter(w => w.name === 'likeness_text').map(w => w.value),
@@ -147,7 +137,8 @@ class Comfy:
 
 @pytest.fixture()
 def comfy_page(chromium: Any, server: Server) -> Iterator[Comfy]:
-    """A fresh visitor."""
+    """A fresh visitor of a server that has the quickstart's pictures, as `./demo --serve` has."""
+    reference_pictures(server.base, SUBJECT)
     context = chromium.new_context(viewport=WIDE)
     page = context.new_page()
     page.set_default_timeout(30_000)
