@@ -140,6 +140,7 @@ def train(
                 seed=config.seed,
                 dropout=config.dropout,
                 dtype=_DTYPES[config.adapter_dtype],
+                device=denoiser.device,
             )
         )
         if config.gradient_checkpointing:

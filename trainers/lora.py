@@ -125,6 +125,7 @@ def injected(
     seed: int,
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
 ) -> Iterator[Adapters]:
     """Put a LoRA beside each layer for as long as the context lasts: y = W x + alpha/rank · up(down(x)).
 
@@ -136,6 +137,8 @@ def injected(
         module: the Denoiser's.
         layers: canonical names, from :func:`.targets.matched_layers`.
         dtype: of the adapters.
+        device: of the adapters; None: each where its base weight lies. In a model that the host loaded in part, some
+            weights lie elsewhere than the computation.
     """
     # peft brings transformers with it: seconds that only those who train should pay.
     from peft import LoraConfig, inject_adapter_in_model
@@ -154,16 +157,18 @@ def injected(
         inject_adapter_in_model(peft_config, module, adapter_name=_ADAPTER)
         adapters = Adapters({PREFIX + name: module.get_submodule(name) for name in names}, alpha)
         for name, down, up in adapters.factors():
-            _initialise(down, up, generator(seed, "adapter", name), dtype)
+            _initialise(down, up, generator(seed, "adapter", name), dtype, device)
         adapters.train(False)
         yield adapters
 
 
 @torch.no_grad()
-def _initialise(down: nn.Parameter, up: nn.Parameter, chance: torch.Generator, dtype: torch.dtype) -> None:
+def _initialise(
+    down: nn.Parameter, up: nn.Parameter, chance: torch.Generator, dtype: torch.dtype, device: torch.device | None
+) -> None:
     bound = down[0].numel() ** -0.5  # Kaiming uniform with a = √5 is U(−1/√fan_in, 1/√fan_in)
     drawn = torch.empty(down.shape, dtype=torch.float32).uniform_(-bound, bound, generator=chance)
-    down.data = drawn.to(down.device, dtype)
-    up.data = torch.zeros(up.shape, dtype=dtype, device=up.device)
+    down.data = drawn.to(device or down.device, dtype)
+    up.data = torch.zeros(up.shape, dtype=dtype, device=device or up.device)
     down.requires_grad_(True)
     up.requires_grad_(True)

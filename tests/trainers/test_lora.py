@@ -80,3 +80,12 @@ def test_only_the_named_layers_are_adapted(toy: Any) -> None:
     with injected(module, ["diffusion_model.0"], rank=1, alpha=1.0, seed=0):
         adapted = [name for name, _ in module.named_modules() if name.endswith("lora_A")]
         assert adapted == ["0.lora_A"]
+
+
+def test_adapters_go_where_the_computation_is() -> None:
+    """Fails if an adapter follows its base weight: in a partly loaded model that is another device. (No second device
+    here, so one without data stands for it.)"""
+    module = nn.Sequential(nn.Linear(4, 4))
+    with injected(module, ["diffusion_model.0"], rank=1, alpha=1.0, seed=0, device=torch.device("meta")) as adapters:
+        assert {factor.device.type for _, *pair in adapters.factors() for factor in pair} == {"meta"}
+        assert module[0].base_layer.weight.device.type == "cpu"
