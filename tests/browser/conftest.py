@@ -113,10 +113,9 @@ class Comfy:
             const boxes = [...app.graph._groups.map(g => g._bounding), ...app.graph._nodes.map(n => n.getBounding())]
             const low = i => Math.min(...boxes.map(b => b[i])), high = i => Math.max(...boxes.map(b => b[i] + b[i + 2]))
             return [low(0), low(1), high(0) - low(0), high(1) - low(1)] }""")
-        room = 20  # pixels around the graph; above it, the page's own bars
-        bars = 120
+        room, bars = 20, 120  # pixels around the graph; above and below it, the page's own bars
         size = {"width": round(width * scale) + 2 * room, "height": round(height * scale) + 2 * room}
-        self.page.set_viewport_size({"width": size["width"], "height": size["height"] + bars})
+        self.page.set_viewport_size({"width": size["width"], "height": size["height"] + 2 * bars})
         self.page.evaluate(
             """([scale, x, y]) => { const ds = app.canvas.ds
                 ds.scale = scale; ds.offset[0] = x / scale; ds.offset[1] = y / scale
