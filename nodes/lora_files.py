@@ -40,7 +40,7 @@ class LikenessSaveLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input("dtype", options=list(DTYPES), tooltip="fp32 is exact and twice as large."),
             ],
-            outputs=[io.String.Output(display_name="path")],
+            outputs=[io.String.Output(display_name="path", tooltip="Where the file was written.")],
         )
 
     @classmethod
@@ -69,7 +69,10 @@ class LikenessLoadLoRA(io.ComfyNode):
                     "model", optional=True, tooltip="The model it is meant for: every layer is checked against it."
                 ),
             ],
-            outputs=[LoraModel.Output(display_name="lora"), io.String.Output(display_name="metadata")],
+            outputs=[
+                LoraModel.Output(display_name="lora", tooltip="For Save LoRA, or any node that takes a LoRA."),
+                io.String.Output(display_name="metadata", tooltip="What the file says of itself, as JSON."),
+            ],
         )
 
     @classmethod
@@ -81,7 +84,8 @@ class LikenessLoadLoRA(io.ComfyNode):
     def execute(cls, lora_name: str, model: Any = None) -> io.NodeOutput:
         layers = _layers(model) if model is not None else None
         lora = load_lora(folder_paths.get_full_path_or_raise("loras", lora_name), layers)
-        return io.NodeOutput(lora, json.dumps(lora.metadata, indent=2, ensure_ascii=False, sort_keys=True))
+        metadata = json.dumps(lora.metadata, indent=2, ensure_ascii=False, sort_keys=True)
+        return io.NodeOutput(lora, metadata, ui=ui.PreviewText(metadata))
 
 
 def _layers(model: Any) -> dict[str, tuple[int, ...]]:

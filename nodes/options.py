@@ -22,6 +22,7 @@ class LikenessTrainingOptions(io.ComfyNode):
             node_id="LikenessTrainingOptions",
             display_name="Training Options (Likeness)",
             category="Likeness/trainers",
+            is_output_node=True,  # or its text is gone when the page is loaded again
             description="Options of Train LoRA: which layers learn, optimizer, schedule, precision, noise, checkpoints."
             " Wire a model to see how many layers the choice of targets meets.",
             inputs=[

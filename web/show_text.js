@@ -5,7 +5,8 @@ import { ComfyWidgets } from '../../scripts/widgets.js'
 
 const WAITING = {
   LikenessTrainingOptions: 'After a run: which layers learn.',
-  LikenessSaveLoRA: 'After a run: where the file was written.'
+  LikenessSaveLoRA: 'After a run: where the file was written.',
+  LikenessLoadLoRA: 'After a run: what the file says of itself.'
 }
 
 app.registerExtension({

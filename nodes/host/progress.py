@@ -14,6 +14,7 @@ from .interrupt import Interrupt
 
 log = logging.getLogger(__name__)
 
+SMALL = 384  # pixels: smaller previews are enlarged
 SHORTEST = 0.1
 """Seconds between two messages; a tiny model makes more steps than a page can show."""
 
@@ -46,7 +47,8 @@ class Reporter:
 
     def show(self, picture: Image.Image, step: int, steps: int) -> None:
         """Make the picture the node's live preview."""
-        self.preview = picture
+        times = max(1, SMALL // max(picture.size))  # of a tiny model: whole pixels, or nobody sees them
+        self.preview = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
         self._show(step, steps)
 
     def _show(self, step: int, steps: int) -> None:

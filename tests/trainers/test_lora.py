@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from likeness.trainers.lora import injected
 from likeness.trainers.objectives import diffusion_loss
