@@ -24,6 +24,9 @@ import report
 from report import Row
 
 HERE = Path(__file__).resolve().parent
+STEADY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
+"""glibc keeps freed memory. By default it gives the top of the heap back after some steps and not after others, and
+whichever contender it happens to then pays 20,000 page faults in its next step, 5–10% of it."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,9 @@ def compare(jobs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 def main() -> int:
     args = arguments()
     began = time.monotonic()
-    plan = Plan(1, 4, 2) if args.quick else Plan(2, args.rounds, args.steps)
+    plan = Plan(2, 4, 2) if args.quick else Plan(2, args.rounds, args.steps)
+    if args.allocator == "steady":
+        os.environ.update(STEADY)
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(args.threads)
     with tempfile.TemporaryDirectory(prefix="train-step-") as folder:
         machine = json.loads(subprocess.run(
@@ -147,7 +152,8 @@ def main() -> int:
             rows += conduct(attention + ([] if checkpointing else [job("floor", "none", False)]), plan)
         equal = compare([job("compare", targets, False) for targets in ("all", "attention")])
     plan_line = (f"{plan.rounds} rounds of {plan.steps} steps after {plan.warmup} to warm up, {args.threads} threads, "
-                 f"rank {args.rank}, alpha {args.alpha:g}, seed {args.seed}; {time.monotonic() - began:.0f} s in all")
+                 f"rank {args.rank}, alpha {args.alpha:g}, seed {args.seed}, {args.allocator} allocator; "
+                 f"{time.monotonic() - began:.0f} s in all")
     findings = report.judge(rows, equal)
     sys.stdout.write(report.render(rows, findings, equal, machine, plan_line, markdown=args.markdown))
     return 0 if all(finding.ok for finding in findings) else 1
@@ -162,6 +168,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--alpha", type=float, default=1.0, help="the built-in node knows no other than 1")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--allocator", choices=("steady", "default"), default="steady",
+                        help="steady: glibc's malloc keeps freed memory, alike for all; default: as it comes")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
