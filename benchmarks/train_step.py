@@ -26,7 +26,7 @@ from report import Row
 HERE = Path(__file__).resolve().parent
 STEADY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 """glibc keeps freed memory. By default it gives the top of the heap back after some steps and not after others, and
-whichever contender it happens to then pays 20,000 page faults in its next step, 5–10% of it."""
+whichever contender it happens to then pays up to 20,000 page faults in that step, 5–10% of it."""
 
 
 @dataclass(frozen=True)
