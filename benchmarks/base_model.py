@@ -48,8 +48,10 @@ def host_folder() -> Path:
     """The unpacked ComfyUI: COMFYUI_PATH, else .host/ComfyUI. Raises ValueError where there is none."""
     folder = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".host" / "ComfyUI")
     if not (folder / "comfy_extras" / "nodes_train.py").is_file():
-        raise ValueError(f"no ComfyUI with comfy_extras/nodes_train.py at {folder}: run ./test --setup-only or set "
-                         "COMFYUI_PATH to an unpacked ComfyUI >= 0.3.75")
+        raise ValueError(
+            f"no ComfyUI with comfy_extras/nodes_train.py at {folder}: run ./test --setup-only or set "
+            "COMFYUI_PATH to an unpacked ComfyUI >= 0.3.75"
+        )
     return folder
 
 
@@ -71,7 +73,8 @@ def open_pack() -> ModuleType:
     if "likeness" in sys.modules:
         return sys.modules["likeness"]
     spec = importlib.util.spec_from_file_location(
-        "likeness", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        "likeness", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     assert spec is not None and spec.loader is not None
     pack = importlib.util.module_from_spec(spec)
     sys.modules["likeness"] = pack
@@ -83,14 +86,16 @@ def diffusers_names() -> dict[str, str]:
     """diffusers tensor name -> host tensor name, by the host's own table."""
     import comfy.utils
 
-    return dict(comfy.utils.unet_to_diffusers({k: list(v) if isinstance(v, list) else v
-                                               for k, v in HOST_UNET.items()}))
+    return dict(comfy.utils.unet_to_diffusers({k: list(v) if isinstance(v, list) else v for k, v in HOST_UNET.items()}))
 
 
 def diffusers_layers() -> dict[str, str]:
     """diffusers layer name -> host layer name (without `diffusion_model.`)."""
-    return {k.removesuffix(".weight"): v.removesuffix(".weight")
-            for k, v in diffusers_names().items() if k.endswith(".weight")}
+    return {
+        k.removesuffix(".weight"): v.removesuffix(".weight")
+        for k, v in diffusers_names().items()
+        if k.endswith(".weight")
+    }
 
 
 def write_weights(path: Path, seed: int) -> None:
@@ -108,8 +113,7 @@ def load_in_host(path: Path) -> Any:
     import comfy.sd
 
     with torch.inference_mode(False):
-        patcher = comfy.sd.load_diffusion_model_state_dict(
-            load_file(str(path)), model_options={"dtype": torch.float32})
+        patcher = comfy.sd.load_diffusion_model_state_dict(load_file(str(path)), model_options={"dtype": torch.float32})
     if patcher is None:
         raise ValueError("the host did not recognise the benchmark's UNet: compare HOST_UNET with its model_detection")
     patcher.model.requires_grad_(False)

@@ -39,9 +39,12 @@ def run(job: Job, stream: Stream, gate: Gate, patcher: Any) -> dict[str, Any]:
         outputs[who] = with_lora.model.diffusion_model(scaled, t.float(), context=text)
         with_lora.unpatch_model()
     effect = float((outputs["Likeness"] - bare).norm())
-    return {"networks": float((ours - theirs).abs().max()), "effect": effect / float(bare.norm()),
-            "exports": float((outputs["Likeness"] - outputs["peft+diffusers"]).norm()) / effect,
-            "unmatched": sum(unmatched.values())}
+    return {
+        "networks": float((ours - theirs).abs().max()),
+        "effect": effect / float(bare.norm()),
+        "exports": float((outputs["Likeness"] - outputs["peft+diffusers"]).norm()) / effect,
+        "unmatched": sum(unmatched.values()),
+    }
 
 
 def _loaded(patcher: Any, tensors: dict[str, Tensor]) -> tuple[Any, int]:

@@ -70,22 +70,37 @@ def run(job: Job, stream: Stream, gate: Gate, patcher: Any) -> dict[str, Any]:
     from likeness.trainers.loop import Callbacks, train
 
     comfy.model_management.load_models_gpu([patcher])
-    config = TrainingConfig(steps=job.steps, learning_rate=job.lr, rank=job.rank, alpha=job.alpha, seed=job.seed,
-                            targets=job.targets, gradient_checkpointing=job.checkpointing, **SAME)
+    config = TrainingConfig(
+        steps=job.steps,
+        learning_rate=job.lr,
+        rank=job.rank,
+        alpha=job.alpha,
+        seed=job.seed,
+        targets=job.targets,
+        gradient_checkpointing=job.checkpointing,
+        **SAME,
+    )
     with ordinary_tensors(), autograd_weights(patcher.model), tempfile.TemporaryDirectory() as folder:
         denoiser = Watched(HostDenoiser(patcher), gate, job.init_file())
-        conds = [detach_cond(make_cond(patcher, [[text[None], {}]], latents[None], {}), denoiser.device)
-                 for text, latents in zip(stream.text, stream.latents, strict=True)]
-        examples = tuple(Example(latents=x, flipped=None, cond=cond, mask=None)
-                         for x, cond in zip(stream.latents, conds, strict=True))
+        conds = [
+            detach_cond(make_cond(patcher, [[text[None], {}]], latents[None], {}), denoiser.device)
+            for text, latents in zip(stream.text, stream.latents, strict=True)
+        ]
+        examples = tuple(
+            Example(latents=x, flipped=None, cond=cond, mask=None)
+            for x, cond in zip(stream.latents, conds, strict=True)
+        )
         result = train(denoiser, TrainingSet(examples=examples, empty=conds[0]), config, Path(folder), Callbacks())
     named = rename(from_deltas(result.deltas), "kohya", base_model.RES_BLOCKS)
     write_safetensors(job.path(job.name + ".safetensors"), named, {})
     assert denoiser.first_noise is not None
     drawn = max(abs(a - float(b)) for a, b in zip(denoiser.sigma, stream.sigma, strict=True))
-    return {"losses": list(result.losses), "layers": len(result.deltas),
-            "names": sorted(name.removeprefix("diffusion_model.") for name in result.deltas),
-            "stream_differs_by": max(drawn, float((denoiser.first_noise - stream.noise[:1]).abs().max()))}
+    return {
+        "losses": list(result.losses),
+        "layers": len(result.deltas),
+        "names": sorted(name.removeprefix("diffusion_model.") for name in result.deltas),
+        "stream_differs_by": max(drawn, float((denoiser.first_noise - stream.noise[:1]).abs().max())),
+    }
 
 
 class _Recorder:

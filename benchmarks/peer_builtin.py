@@ -23,12 +23,22 @@ def run(job: Job, stream: Stream, gate: Gate, patcher: Any) -> dict[str, Any]:
     losses: list[float] = []
     own = host.TrainSampler.fwd_bwd
 
-    def fed(self: Any, wrap: Any, sigmas: Any, noise: Any, latent: Any, cond: Any, picked: Any, *rest: Any,
-            **more: Any) -> Any:
+    def fed(
+        self: Any, wrap: Any, sigmas: Any, noise: Any, latent: Any, cond: Any, picked: Any, *rest: Any, **more: Any
+    ) -> Any:
         gate.step()
         i = len(losses)
-        loss = own(self, wrap, stream.sigma[i : i + 1].clone(), stream.noise[i : i + 1].clone(),
-                   stream.x0[i : i + 1].clone(), cond, [int(stream.picture[i])], *rest, **more)
+        loss = own(
+            self,
+            wrap,
+            stream.sigma[i : i + 1].clone(),
+            stream.noise[i : i + 1].clone(),
+            stream.x0[i : i + 1].clone(),
+            cond,
+            [int(stream.picture[i])],
+            *rest,
+            **more,
+        )
         losses.append(float(loss.detach()) / float(stream.sigma[i]) ** 2)
         return loss
 

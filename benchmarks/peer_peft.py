@@ -19,8 +19,9 @@ def run(job: Job, stream: Stream, gate: Gate, unet: Any) -> dict[str, Any]:
     from peft import LoraConfig
 
     make_scheduler: Any = diffusers.DDPMScheduler
-    scheduler = make_scheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                               num_train_timesteps=1000)
+    scheduler = make_scheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+    )
     layers = targets(unet, job.targets)
     make_config: Any = LoraConfig  # it says int, and takes a float as well
     unet.add_adapter(make_config(r=job.rank, lora_alpha=job.alpha, init_lora_weights=True, target_modules=layers))
@@ -44,8 +45,11 @@ def run(job: Job, stream: Stream, gate: Gate, unet: Any) -> dict[str, Any]:
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     _export(job, unet)
-    return {"losses": losses, "layers": len(layers),
-            "names": sorted(base_model.diffusers_layers()[name] for name in layers)}
+    return {
+        "losses": losses,
+        "layers": len(layers),
+        "names": sorted(base_model.diffusers_layers()[name] for name in layers),
+    }
 
 
 def targets(unet: Any, preset: str) -> list[str]:

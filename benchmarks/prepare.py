@@ -29,8 +29,16 @@ def main() -> int:
     ours.draw_stream(steps, seed).save(folder / "stream.safetensors")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "peft")}
     versions["ComfyUI"] = _host_version()
-    sys.stdout.write(json.dumps({"machine": f"{_processor()}, {os.cpu_count()} cores", "load": round(load, 2),
-                                 "versions": ", ".join(f"{k} {v}" for k, v in versions.items())}) + "\n")
+    sys.stdout.write(
+        json.dumps(
+            {
+                "machine": f"{_processor()}, {os.cpu_count()} cores",
+                "load": round(load, 2),
+                "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
+            }
+        )
+        + "\n"
+    )
     return 0
 
 

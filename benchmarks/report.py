@@ -67,8 +67,9 @@ def judge(rows: Sequence[Row], equal: Mapping[str, Mapping[str, float]]) -> list
 
     def at_most(name: str, figure: float, most: float, *, below: bool = False, exact: bool = False) -> None:
         figure = figure if exact else round(figure, 2)
-        found.append(Finding(name, figure, f"{'<' if below else '<='}{most:g}",
-                             figure < most if below else figure <= most))
+        found.append(
+            Finding(name, figure, f"{'<' if below else '<='}{most:g}", figure < most if below else figure <= most)
+        )
 
     for checkpointing in (False, True):
         mode = "checkpointing" if checkpointing else "plain"
@@ -94,35 +95,71 @@ def judge(rows: Sequence[Row], equal: Mapping[str, Mapping[str, float]]) -> list
     return found
 
 
-def render(rows: Sequence[Row], findings: Sequence[Finding], equal: Mapping[str, Mapping[str, float]],
-           machine: Mapping[str, object], plan: str, *, markdown: bool) -> str:
+def render(
+    rows: Sequence[Row],
+    findings: Sequence[Finding],
+    equal: Mapping[str, Mapping[str, float]],
+    machine: Mapping[str, object],
+    plan: str,
+    *,
+    markdown: bool,
+) -> str:
     """The whole output."""
     floor = next(r for r in rows if r.who == "floor")
-    head = ["contender", "targets", "layers", "checkpointing", "CPU s/step", "wall s/step", "peak extra MiB",
-            "CPU against Likeness", "CPU against floor"]
+    head = [
+        "contender",
+        "targets",
+        "layers",
+        "checkpointing",
+        "CPU s/step",
+        "wall s/step",
+        "peak extra MiB",
+        "CPU against Likeness",
+        "CPU against floor",
+    ]
     body = []
     for r in rows:
-        ours = next((o for o in rows if (o.who, o.targets, o.checkpointing) == ("Likeness", r.targets,
-                                                                               r.checkpointing)), None)
+        ours = next(
+            (o for o in rows if (o.who, o.targets, o.checkpointing) == ("Likeness", r.targets, r.checkpointing)), None
+        )
         grouped = r is not floor and (r.targets, r.checkpointing) == ("attention", False)  # took turns with the floor
-        body.append([
-            r.who, r.targets, str(len(r.names)) if r.names else ("0" if r is floor else "all + norms, biases"),
-            "–" if r is floor else ("on" if r.checkpointing else "off"), f"{r.seconds('cpu'):.3f}",
-            f"{r.seconds('wall'):.3f}", f"{r.extra_mib:.0f}", f"{ratio(r, ours):.2f}" if ours else "–",
-            f"{ratio(r, floor):.2f}" if grouped else "–"])
+        body.append(
+            [
+                r.who,
+                r.targets,
+                str(len(r.names)) if r.names else ("0" if r is floor else "all + norms, biases"),
+                "–" if r is floor else ("on" if r.checkpointing else "off"),
+                f"{r.seconds('cpu'):.3f}",
+                f"{r.seconds('wall'):.3f}",
+                f"{r.extra_mib:.0f}",
+                f"{ratio(r, ours):.2f}" if ours else "–",
+                f"{ratio(r, floor):.2f}" if grouped else "–",
+            ]
+        )
     draw: Callable[[list[str], list[list[str]]], str] = _markdown if markdown else _columns
-    lines = [f"{machine['machine']}, load {machine['load']} at the start; {machine['versions']}.", f"{plan}.", "",
-             draw(head, body), ""]
+    lines = [
+        f"{machine['machine']}, load {machine['load']} at the start; {machine['versions']}.",
+        f"{plan}.",
+        "",
+        draw(head, body),
+        "",
+    ]
     for targets, pair in equal.items():
-        lines.append(f"Equality, {targets} targets: the two networks differ by {pair['networks']:g}; after the run the "
-                     f"LoRA moves the output by {pair['effect']:.2%} and the two exports differ by "
-                     f"{pair['exports']:.2%} of that.")
+        lines.append(
+            f"Equality, {targets} targets: the two networks differ by {pair['networks']:g}; after the run the "
+            f"LoRA moves the output by {pair['effect']:.2%} and the two exports differ by "
+            f"{pair['exports']:.2%} of that."
+        )
     if not all(r.peak_resettable for r in rows):
         lines.append("The kernel did not permit to reset VmHWM: peaks may hold what loading took.")
     lines.append("")
     if markdown:
-        lines.append(_markdown(["target", "figure", "wanted", ""],
-                               [[f.name, f"{f.figure:.3g}", f.target, "ok" if f.ok else "short"] for f in findings]))
+        lines.append(
+            _markdown(
+                ["target", "figure", "wanted", ""],
+                [[f.name, f"{f.figure:.3g}", f.target, "ok" if f.ok else "short"] for f in findings],
+            )
+        )
     else:
         lines += [f.line() for f in findings]
     return "\n".join(lines) + "\n"
@@ -130,8 +167,10 @@ def render(rows: Sequence[Row], findings: Sequence[Finding], equal: Mapping[str,
 
 def _columns(head: list[str], body: list[list[str]]) -> str:
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-                     for line in [head, *body])
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in [head, *body]
+    )
 
 
 def _markdown(head: list[str], body: list[list[str]]) -> str:

@@ -52,7 +52,11 @@ class Child:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, str(HERE / "contender.py"), json.dumps(job)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
 
     def hear(self) -> dict[str, Any]:
         """The next thing it says. Raises ValueError with the end of its log if it died."""
@@ -92,8 +96,9 @@ def conduct(jobs: list[dict[str, Any]], plan: Plan) -> list[Row]:
     try:
         children += start([job for job in jobs if job["who"] != "peft+diffusers"])
         children += start([job for job in jobs if job["who"] == "peft+diffusers"])
-        children.sort(key=lambda child: [(job["who"], job["targets"]) for job in jobs].index(
-            (child.row.who, child.row.targets)))
+        children.sort(
+            key=lambda child: [(job["who"], job["targets"]) for job in jobs].index((child.row.who, child.row.targets))
+        )
         for index in range(-1, plan.rounds):
             for child in children:
                 child.go(plan.warmup if index < 0 else plan.steps)
@@ -134,14 +139,28 @@ def main() -> int:
         os.environ.update(STEADY)
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(args.threads)
     with tempfile.TemporaryDirectory(prefix="train-step-") as folder:
-        machine = json.loads(subprocess.run(
-            [sys.executable, str(HERE / "prepare.py"), folder, str(plan.total), str(args.seed), str(args.threads)],
-            check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+        machine = json.loads(
+            subprocess.run(
+                [sys.executable, str(HERE / "prepare.py"), folder, str(plan.total), str(args.seed), str(args.threads)],
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            ).stdout.splitlines()[-1]
+        )
 
         def job(who: str, targets: str, checkpointing: bool) -> dict[str, Any]:
-            return {"who": who, "targets": targets, "checkpointing": checkpointing, "steps": plan.total,
-                    "rank": args.rank, "alpha": args.alpha, "lr": 1e-4, "seed": args.seed, "threads": args.threads,
-                    "folder": folder}
+            return {
+                "who": who,
+                "targets": targets,
+                "checkpointing": checkpointing,
+                "steps": plan.total,
+                "rank": args.rank,
+                "alpha": args.alpha,
+                "lr": 1e-4,
+                "seed": args.seed,
+                "threads": args.threads,
+                "folder": folder,
+            }
 
         rows: list[Row] = []
         for checkpointing in (False, True):
@@ -151,9 +170,11 @@ def main() -> int:
             attention = [job(who, "attention", checkpointing) for who in ("peft+diffusers", "Likeness")]
             rows += conduct(attention + ([] if checkpointing else [job("floor", "none", False)]), plan)
         equal = compare([job("compare", targets, False) for targets in ("all", "attention")])
-    plan_line = (f"{plan.rounds} rounds of {plan.steps} steps after {plan.warmup} to warm up, {args.threads} threads, "
-                 f"rank {args.rank}, alpha {args.alpha:g}, seed {args.seed}, {args.allocator} allocator; "
-                 f"{time.monotonic() - began:.0f} s in all")
+    plan_line = (
+        f"{plan.rounds} rounds of {plan.steps} steps after {plan.warmup} to warm up, {args.threads} threads, "
+        f"rank {args.rank}, alpha {args.alpha:g}, seed {args.seed}, {args.allocator} allocator; "
+        f"{time.monotonic() - began:.0f} s in all"
+    )
     findings = report.judge(rows, equal)
     sys.stdout.write(report.render(rows, findings, equal, machine, plan_line, markdown=args.markdown))
     return 0 if all(finding.ok for finding in findings) else 1
@@ -168,8 +189,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--alpha", type=float, default=1.0, help="the built-in node knows no other than 1")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--allocator", choices=("steady", "default"), default="steady",
-                        help="steady: glibc's malloc keeps freed memory, alike for all; default: as it comes")
+    parser.add_argument(
+        "--allocator",
+        choices=("steady", "default"),
+        default="steady",
+        help="steady: glibc's malloc keeps freed memory, alike for all; default: as it comes",
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

@@ -1,8 +1,8 @@
 """A synchronous client of ComfyUI's HTTP and websocket interface, on the standard library alone.
 
-    client = Client("http://127.0.0.1:8188")
-    run = client.run(graph, on_event=print)        # graph in the API format
-    picture = client.view(run.files()[0])          # the bytes of the first file it saved
+client = Client("http://127.0.0.1:8188")
+run = client.run(graph, on_event=print)        # graph in the API format
+picture = client.view(run.files()[0])          # the bytes of the first file it saved
 """
 
 from __future__ import annotations

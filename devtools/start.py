@@ -1,6 +1,6 @@
 """Runs one of the devtools' programs with the root loaded as `likeness`, whatever its folder is called.
 
-    python devtools/start.py demo --serve
+python devtools/start.py demo --serve
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .packing import unpack
 from .text import clip_weights
 
 WEIGHTS = Path(__file__).with_name("weights")
@@ -36,10 +37,10 @@ def assemble(folder: Path, weights: Path = WEIGHTS) -> Path:
     if target.exists() and target.stat().st_mtime >= max(part.stat().st_mtime for part in parts):
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    unet = load_file(parts[0])
-    ids, rows = unet.pop("token_ids"), unet.pop("token_rows")
+    packed = load_file(parts[0])
+    ids, rows = packed.pop("token_ids"), packed.pop("token_rows")
     temporary = target.with_name(f".{NAME}.{os.getpid()}")
-    save_file(checkpoint_tensors(unet, load_file(parts[1]), ids, rows), temporary, {"format": "pt"})
+    save_file(checkpoint_tensors(unpack(packed), load_file(parts[1]), ids, rows), temporary, {"format": "pt"})
     temporary.replace(target)
     return target
 

@@ -20,6 +20,7 @@ from transformers import CLIPTokenizer
 
 from .classifier import JUDGE, accuracy, asked_subjects, train_classifier
 from .dataset import caption, plain_batch, words
+from .packing import pack
 from .pictures import download_packs, draw_all, load_packs, subjects_with_class
 from .sample import draw_pictures
 from .split import RECORD, STYLES, Split, load_split, make_split, save_split
@@ -33,9 +34,9 @@ ROOT = Path(__file__).parent
 
 
 def export(model: Pretrained, vae: TinyVAE, weights: Path) -> None:
-    """What ships: fp16 UNet with the trained word rows, fp16 VAE with fp32 scale and shift."""
+    """What ships: int8 UNet with the trained word rows in fp16, fp16 VAE with fp32 scale and shift."""
     weights.mkdir(exist_ok=True)
-    unet = {name: t.detach().to("cpu", torch.float16).contiguous() for name, t in model.unet.state_dict().items()}
+    unet = pack({name: t.detach().cpu() for name, t in model.unet.state_dict().items()})
     unet["token_ids"] = torch.tensor(model.words.ids, dtype=torch.int32)
     unet["token_rows"] = model.words.rows.detach().to("cpu", torch.float16)
     save_file(

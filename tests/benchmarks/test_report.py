@@ -30,14 +30,28 @@ def rows(report: ModuleType, **seconds: float) -> list:
     extra = {"B": 900.0, "P": 300.0, "L": 250.0, "F": 100.0}
     made = []
     for who, targets in (
-        ("built-in", "all"), ("peft+diffusers", "all"), ("Likeness", "all"),
-        ("peft+diffusers", "attention"), ("Likeness", "attention"), ("floor", "none"),
+        ("built-in", "all"),
+        ("peft+diffusers", "all"),
+        ("Likeness", "all"),
+        ("peft+diffusers", "attention"),
+        ("Likeness", "attention"),
+        ("floor", "none"),
     ):
         for checkpointing in (False,) if who == "floor" else (False, True):
             key = who[0].upper()
             times = [[cost[key] * busy] * 2 for busy in (1, 5, 2)]  # other work slows all alike
-            made.append(report.Row(who, targets, checkpointing, wall=times, cpu=times, extra_mib=extra[key],
-                                   losses=[1.0], names=["a"] if key in "PL" else []))
+            made.append(
+                report.Row(
+                    who,
+                    targets,
+                    checkpointing,
+                    wall=times,
+                    cpu=times,
+                    extra_mib=extra[key],
+                    losses=[1.0],
+                    names=["a"] if key in "PL" else [],
+                )
+            )
     return made
 
 

@@ -59,9 +59,7 @@ def test_a_text_encoder_does_not_count_against_the_model(tmp_path: Path, sd15, d
     model = {name: shape for name, shape in sd15.items() if name.startswith("diffusion_model")}
     assert any(key.startswith("text_encoders.clip_l.") for key in load_lora(path, model))
     del model["diffusion_model.input_blocks.11.0.in_layers.2"]
-    with pytest.raises(
-        ValueError, match=r"2 of its 54 keys.*down_blocks_3_resnets_1_conv1.*the MODEL has no"
-    ):
+    with pytest.raises(ValueError, match=r"2 of its 54 keys.*down_blocks_3_resnets_1_conv1.*the MODEL has no"):
         load_lora(path, model)
 
 

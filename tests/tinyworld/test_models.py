@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from likeness.tinyworld.packing import pack, unpack
 from likeness.tinyworld.resume import load_progress, save_progress
 from likeness.tinyworld.text import END, LENGTH, START, WIDTH, WordTable, clip_weights, seeded_rows
 from likeness.tinyworld.train_vae import train_vae
@@ -113,3 +114,21 @@ def test_two_vae_runs_are_one(tmp_path: Path) -> None:
     runs = [train_vae(rgba, rgba, tmp_path / str(i), steps=2, batch=2) for i in range(2)]
     for a, b in zip(*(run.state_dict().values() for run in runs), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (4, 3, 3, 3)])
+def test_packed_weights_are_off_by_half_a_step(shape: tuple[int, ...]) -> None:
+    """Closed form: rounding is off by at most half of max|w|/127 in each output channel (and fp16's 2⁻¹¹ of the value).
+
+    Fails if the scale is taken over the wrong axis: the channels here differ in size by a thousand.
+    """
+    torch.manual_seed(0)
+    sizes = torch.logspace(-3, 0, shape[0]).view(-1, *[1] * (len(shape) - 1))
+    weights = {"w": torch.randn(shape) * sizes, "bias": torch.randn(shape[0]), "zero": torch.zeros(2, 2)}
+    packed = pack(weights)
+    assert packed["w"].dtype == torch.int8
+    back = unpack(packed)
+    assert set(back) == set(weights) and not back["zero"].any()
+    step = weights["w"].flatten(1).abs().amax(1).view_as(sizes) / 127
+    assert bool(((back["w"].float() - weights["w"]).abs() <= step / 2 + weights["w"].abs() / 1024).all())
+    torch.testing.assert_close(back["bias"].float(), weights["bias"], rtol=1e-3, atol=1e-3)
