@@ -29,6 +29,18 @@ class Adapters:
         for name, layer in self._layers.items():
             yield name, layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
 
+    def begin(self, seed: int, dtype: torch.dtype, device: torch.device | None) -> None:
+        """Fresh factors, each layer's from its own seeded stream; None: on the device of the base weight."""
+        for name, layer in self._layers.items():
+            down, up = layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]
+            where = device or down.weight.device
+            bound = down.weight[0].numel() ** -0.5  # Kaiming uniform with a = √5 is U(−1/√fan_in, 1/√fan_in)
+            drawn = torch.empty(down.weight.shape, dtype=torch.float32)
+            drawn.uniform_(-bound, bound, generator=generator(seed, "adapter", name))
+            # New objects: .data may not move a parameter between any two kinds of device.
+            down.weight = nn.Parameter(drawn.to(where, dtype))
+            up.weight = nn.Parameter(torch.zeros(up.weight.shape, dtype=dtype, device=where))
+
     def parameters(self) -> list[nn.Parameter]:
         """Everything that is trained, in a fixed order: down and up of each layer."""
         return [factor for _, down, up in self.factors() for factor in (down, up)]
@@ -156,19 +168,6 @@ def injected(
         module.requires_grad_(False)
         inject_adapter_in_model(peft_config, module, adapter_name=_ADAPTER)
         adapters = Adapters({PREFIX + name: module.get_submodule(name) for name in names}, alpha)
-        for name, down, up in adapters.factors():
-            _initialise(down, up, generator(seed, "adapter", name), dtype, device)
+        adapters.begin(seed, dtype, device)
         adapters.train(False)
         yield adapters
-
-
-@torch.no_grad()
-def _initialise(
-    down: nn.Parameter, up: nn.Parameter, chance: torch.Generator, dtype: torch.dtype, device: torch.device | None
-) -> None:
-    bound = down[0].numel() ** -0.5  # Kaiming uniform with a = √5 is U(−1/√fan_in, 1/√fan_in)
-    drawn = torch.empty(down.shape, dtype=torch.float32).uniform_(-bound, bound, generator=chance)
-    down.data = drawn.to(device or down.device, dtype)
-    up.data = torch.zeros(up.shape, dtype=dtype, device=device or up.device)
-    down.requires_grad_(True)
-    up.requires_grad_(True)
