@@ -26,7 +26,7 @@ def test_judge_knows_real_pictures(judge: Any, real_pictures: dict[tuple[str, st
 
 
 @pytest.fixture(scope="module")
-def named(judge: Any, server: Any, studio: Any) -> tuple[float, float]:
+def named(judge: Any, server: Any, studio: Any, figures: dict[str, Any]) -> tuple[float, float]:
     """Shares named right (subject of 50, style of 6): 50 subjects × 2 of 6 styles in turn, one seed each, KSampler."""
     client, split = Client(server.address), load_split()
     asked, count = asked_subjects(split), len(split.pretrain_styles)
@@ -38,7 +38,9 @@ def named(judge: Any, server: Any, studio: Any) -> tuple[float, float]:
     run = client.run(graph, timeout=900)
     drawn = torch.cat([studio.pictures_of(client, run, f"{i} {j}") for i, j in pairs])
     subjects, styles = torch.tensor(pairs).unbind(1)
-    return accuracy(judge, drawn, subjects, styles)
+    right = accuracy(judge, drawn, subjects, styles)
+    figures["subject and style named right"] = right
+    return right
 
 
 def test_pictures_show_the_subject_that_was_asked(named: tuple[float, float]) -> None:
