@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import uuid
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 import safetensors.torch
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import cloneofsimo, suffixes
+from .atomic import write_whole
 
 _TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 _MAX_HEADER = 100_000_000  # the format's own limit, in bytes
@@ -93,20 +94,8 @@ def write_safetensors(
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with beside.open("xb") as file:
-            file.write(len(encoded).to_bytes(8, "little") + encoded)
-            for tensor in named.values():
-                file.write(tensor_bytes(tensor))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    head = len(encoded).to_bytes(8, "little") + encoded
+    write_whole(path, chain([head], (tensor_bytes(tensor) for tensor in named.values())))
 
 
 def sorted_tensors(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
@@ -124,17 +113,6 @@ def tensor_bytes(tensor: Tensor) -> bytes:
     """A tensor's values as they stand in the file: row by row, little-endian."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return bytes(flat.view(torch.uint8).numpy().tobytes()) if flat.numel() else b""
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut; only POSIX can (and needs to) sync a folder."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read_header(path: Path) -> dict[str, dict[str, str]]:

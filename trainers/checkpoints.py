@@ -12,7 +12,6 @@ Random numbers need no state, see :mod:`.randomness`.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..lora.atomic import sync_folder, write_whole
 from ..lora.files import write_safetensors
 from .config import TrainingConfig
 
@@ -44,12 +44,7 @@ class Checkpoint:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_whole(path, [text.encode()])
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -92,7 +87,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
     write_text(partial / "state.json", json.dumps(state))
     shutil.rmtree(target, ignore_errors=True)  # of an earlier run to the same step
     partial.rename(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     there = checkpoints_in(folder)
     last = there.index(target) + 1
     for old in there[last:] + (there[: max(0, last - keep_last)] if keep_last else []):
@@ -155,14 +150,3 @@ def check_resumable(checkpoint: Checkpoint, config: TrainingConfig) -> None:
     ]
     if differing:
         raise ValueError(f"Cannot resume: {'; '.join(differing)}. Set them alike, or start a new run.")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in a folder last, where the system can (Windows cannot open a folder)."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

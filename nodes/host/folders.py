@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import time
 from pathlib import Path
@@ -96,17 +95,3 @@ def resumed_run(resume_from: str) -> tuple[Path, Path]:
 def safe_name(text: str) -> str:
     """Letters, digits, dot, dash and underscore, which every file system takes; what is between becomes underscores."""
     return re.sub(r"[^\w.\-]+", "_", text).strip("._-")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

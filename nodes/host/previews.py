@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...lora.atomic import write_whole
 from ..types import Samples
 from .conditioning import encode_text
-from .folders import write_whole
 from .latents import zero_latents
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def save_grid(picture: Image.Image, folder: Path, step: int) -> Path:
     path = folder / "samples" / f"step-{step:06}.png"
     data = io.BytesIO()
     picture.save(data, "PNG")
-    write_whole(path, data.getvalue())
+    write_whole(path, [data.getvalue()])
     return path
 
 
