@@ -16,6 +16,7 @@ TIMESTEP_SAMPLINGS = ("uniform", "logit-normal", "sigmoid", "shift")
 LOSSES = ("mse", "huber")
 DTYPES = ("fp32", "bf16")
 PRECISIONS = ("as loaded", "bf16", "fp16", "fp32")
+PRIOR_TARGETS = ("picture", "prediction")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class TrainingConfig:
         checkpoint_every: steps between checkpoints; 0 = only at the end, on cancel and on error.
         keep_last: so many checkpoints are kept; 0 = all.
         sample_every: steps between calls of ``Callbacks.sample``; 0 = never.
+        prior_weight: λ of the loss that keeps what the model knew, see :mod:`.prior`; 0 = off.
+        prior_target: one of :data:`PRIOR_TARGETS`: class pictures themselves (DreamBooth), or what the base model
+            predicts. Without class pictures it is the latter.
     """
 
     steps: int = 500
@@ -87,6 +91,8 @@ class TrainingConfig:
     checkpoint_every: int = 0
     keep_last: int = 2
     sample_every: int = 0
+    prior_weight: float = 0.0
+    prior_target: str = "picture"
 
     def validate(self) -> TrainingConfig:
         """Return self.
@@ -117,6 +123,7 @@ class TrainingConfig:
             at_least(name, 0, above=True)
         for name in ("weight_decay", "warmup_steps", "max_grad_norm", "min_snr_gamma", "noise_offset"):
             at_least(name, 0)
+        at_least("prior_weight", 0)
         for name in ("checkpoint_every", "keep_last", "sample_every", "seed"):
             at_least(name, 0)
         if not math.isfinite(self.timestep_mean):
@@ -128,6 +135,7 @@ class TrainingConfig:
         one_of("loss", LOSSES)
         one_of("adapter_dtype", DTYPES)
         one_of("precision", PRECISIONS)
+        one_of("prior_target", PRIOR_TARGETS)
         share("caption_dropout", one=True)
         share("dropout", one=False)
         if self.targets == "custom" and not self.target_pattern:

@@ -69,6 +69,8 @@ class Example:
         cond: made of its caption by the Denoiser's owner.
         mask: (h, w) float32 in [0, 1] at the latents' size, or None.
         repeats: times it is seen in an epoch.
+        prior_cond: made of the same caption with the class noun in the subject's place, or None.
+        subject: number of the dataset it came from, where several are trained at once.
     """
 
     latents: Tensor
@@ -76,14 +78,17 @@ class Example:
     cond: Cond
     mask: Tensor | None
     repeats: int = 1
+    prior_cond: Cond | None = None
+    subject: int = 0
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """All examples, and the condition of the empty caption (for caption dropout)."""
+    """All examples, the condition of the empty caption (for caption dropout), and class pictures to be kept."""
 
     examples: tuple[Example, ...]
     empty: Cond
+    prior: tuple[Example, ...] = ()
 
 
 __all__ = ["Example", "Picture", "PictureSet", "TrainingSet", "from_images", "load_folder", "preview_sheet"]
@@ -232,6 +237,20 @@ def _read_caption(path: Path) -> str:
         return " ".join(path.read_text(encoding="utf-8-sig").split())
     except (OSError, UnicodeDecodeError) as why:
         raise ValueError(f"The caption {path.name} cannot be read ({why}). Save it as UTF-8 text.") from why
+
+
+def class_caption(caption: str, trigger: str, class_noun: str) -> str | None:
+    """The caption with the class noun in the subject's place: "a sks dog on grass" -> "a dog on grass".
+
+    None where the caption does not name the trigger: nothing in it stands for the subject alone.
+    """
+    if not trigger.strip():
+        return None
+    words = r"\s+".join(re.escape(word) for word in trigger.split())
+    noun = r"\s+".join(re.escape(word) for word in class_noun.split())
+    subject = rf"(?<!\w){words}(?!\w)" + (rf"(?:\s+{noun}(?!\w))?" if noun else "")
+    text, count = re.subn(subject, lambda _: class_noun, caption, flags=re.IGNORECASE)
+    return " ".join(text.split()) if count else None
 
 
 def _filler(trigger: str, class_noun: str) -> Callable[[str, str], str]:
