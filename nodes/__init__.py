@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .dataset import LikenessDataset
 from .lora_files import LikenessLoadLoRA, LikenessSaveLoRA
 from .options import LikenessTrainingOptions
+from .prior import LikenessPriorPreservation
 from .samples import LikenessSamplePrompts
 from .train import LikenessTrainLoRA
 
@@ -15,6 +16,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessTrainLoRA,
     LikenessTrainingOptions,
     LikenessSamplePrompts,
+    LikenessPriorPreservation,
     LikenessSaveLoRA,
     LikenessLoadLoRA,
 )

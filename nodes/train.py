@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..trainers.config import TrainingConfig
 from . import host
-from .types import Dataset, LoraModel, SamplePrompts, Samples, TrainingOptions
+from .types import Dataset, LoraModel, Prior, PriorKeeping, SamplePrompts, Samples, TrainingOptions
 
 
 class LikenessTrainLoRA(io.ComfyNode):
@@ -79,6 +79,11 @@ class LikenessTrainLoRA(io.ComfyNode):
                     default="",
                     tooltip="A run's name, or the path of its folder or of one checkpoint: goes on from there exactly.",
                 ),
+                PriorKeeping.Input(
+                    "prior",
+                    optional=True,
+                    tooltip="From Prior Preservation (Likeness): keeps the model from forgetting other subjects.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA applied at strength 1."),
@@ -105,6 +110,7 @@ class LikenessTrainLoRA(io.ComfyNode):
         samples: Samples | None = None,
         run_name: str = "",
         resume_from: str = "",
+        prior: Prior | None = None,
     ) -> io.NodeOutput:
         """Train."""
         shown = {
@@ -124,6 +130,7 @@ class LikenessTrainLoRA(io.ComfyNode):
             dataset,
             config,
             samples=samples,
+            prior=prior,
             run_name=run_name,
             resume_from=resume_from,
             node_id=cls.hidden.unique_id,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from comfy_api.latest import io
 
+from ..trainers.dataset import PictureSet
+
 Dataset = io.Custom("LIKENESS_DATASET")
 """Carries a ``trainers.dataset.PictureSet``."""
 
@@ -14,6 +16,9 @@ TrainingOptions = io.Custom("LIKENESS_TRAINING_OPTIONS")
 
 SamplePrompts = io.Custom("LIKENESS_SAMPLE_PROMPTS")
 """Carries a :class:`Samples`."""
+
+PriorKeeping = io.Custom("LIKENESS_PRIOR")
+"""Carries a :class:`Prior`."""
 
 LoraModel = io.Custom("LORA_MODEL")
 """The host's own type, a dict of tensors; ours carries a ``lora.model.LoraTensors``, which is one."""
@@ -42,3 +47,37 @@ class Samples:
     scheduler: str
     width: int
     height: int
+
+
+PREDICTION, GENERATED, CLASS_PICTURES = PRIOR_MODES = ("prior prediction", "generated pictures", "class pictures")
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What the model is to keep while it learns.
+
+    Attributes:
+        mode: one of :data:`PRIOR_MODES`.
+        weight: λ of ``trainers.config.TrainingConfig.prior_weight``.
+        prompts: of class pictures that the model draws; ``{class}`` is still in them.
+        pictures: so many are drawn.
+        seed: of their noise.
+        steps, cfg, sampler_name, scheduler: as in the host's KSampler.
+        dataset: class pictures of the user's, or None.
+    """
+
+    mode: str
+    weight: float
+    prompts: tuple[str, ...]
+    pictures: int
+    seed: int
+    steps: int
+    cfg: float
+    sampler_name: str
+    scheduler: str
+    dataset: PictureSet | None
+
+    @property
+    def target(self) -> str:
+        """One of ``trainers.config.PRIOR_TARGETS``."""
+        return "prediction" if self.mode == PREDICTION else "picture"

@@ -60,7 +60,7 @@ class Previewer:
                         seed=wanted.seed,
                     )
                 )
-            return _grid(self._decode(torch.cat(drawn)))
+            return grid(self._decode(torch.cat(drawn)))
 
     def _decode(self, latents: Tensor) -> Tensor:
         """(B, H, W, 3) in [0, 1] by the VAE, or by the latents' colours alone where it would push the model out."""
@@ -142,7 +142,7 @@ def _latent_colours(patcher: comfy.model_patcher.ModelPatcher, latents: Tensor) 
     return ((rgb + 1) / 2).clamp(0, 1)
 
 
-def _grid(pixels: Tensor) -> Image.Image:
+def grid(pixels: Tensor) -> Image.Image:
     """Pictures (B, H, W, 3) in [0, 1] in rows, about as wide as high."""
     count, height, width = pixels.shape[:3]
     columns = math.ceil(math.sqrt(count))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from ...lora.keys import from_deltas
 from ...lora.model import LoraTensors
 from ...trainers.config import TrainingConfig
 from ...trainers.curve import loss_curve
-from ...trainers.dataset import Example, PictureSet, TrainingSet
+from ...trainers.dataset import Example, PictureSet, TrainingSet, class_caption
 from ...trainers.loop import Callbacks, TrainingCancelled, TrainingResult, train
-from ..types import Samples
+from ..types import Prior, Samples
 from .conditioning import check_length, detach_cond, encode_text, make_cond, size_conditions
 from .denoiser import HostDenoiser, parameterisation
 from .folders import new_run_folder, resumed_run, safe_name
@@ -30,6 +30,7 @@ from .latents import encode_picture, latent_mask
 from .memory import advice, is_out_of_memory, training_memory
 from .metadata import describe
 from .previews import Previewer, ordinary_previewer, prepare, save_grid
+from .prior import drawn_pictures
 from .progress import Reporter
 from .weights import autograd_weights, ordinary_tensors
 
@@ -56,17 +57,22 @@ def train_lora(
     config: TrainingConfig,
     *,
     samples: Samples | None = None,
+    prior: Prior | None = None,
     run_name: str = "",
     resume_from: str = "",
     node_id: str | None = None,
 ) -> Trained:
     """Train a LoRA for ``model``, which is exactly as it was afterwards, however this ends.
 
+    With ``prior`` the model keeps more of what it knew; its weight goes into the configuration.
+
     Raises:
         InterruptProcessingException: the user cancelled; the run's folder has a checkpoint.
         TrainingDiverged, ValueError: see ``trainers.loop.train``.
         RuntimeError: out of memory, with advice.
     """
+    if prior is not None:
+        config = replace(config, prior_weight=prior.weight, prior_target=prior.target)
     parameterisation(model.get_model_object("model_sampling"))  # before any work: can it be trained at all?
     interrupt = Interrupt()
     reporter = Reporter(config.steps, node_id, interrupt)
@@ -77,6 +83,9 @@ def train_lora(
     try:
         reporter.text(f"encoding {len(pictures.pictures)} pictures and captions")
         data = _encode(patcher, clip, vae, pictures, config.seed)
+        if prior is not None and prior.weight > 0:
+            reporter.text("preparing what is to be kept")
+            data = replace(data, prior=_prior(patcher, clip, vae, prior, pictures, config, reporter))
         previewer = prepare(samples, clip, patcher, vae) if samples else None
         largest = max((example.latents for example in data.examples), key=Tensor.numel).unsqueeze(0)
         reporter.text("loading the model")
@@ -131,37 +140,71 @@ def _encode(
     patcher: comfy.model_patcher.ModelPatcher, clip: Any, vae: Any, pictures: PictureSet, seed: int
 ) -> TrainingSet:
     """Everything that VAE and text encoder are needed for, once. They may be offloaded afterwards."""
+    examples = _examples(patcher, clip, vae, pictures, seed)
+    first = size_conditions(pictures.pictures[0])
+    empty = make_cond(patcher, encode_text(clip, ""), examples[0].latents.unsqueeze(0), first)
+    with ordinary_tensors():
+        return TrainingSet(examples, detach_cond(empty, patcher.load_device))
+
+
+def _examples(
+    patcher: comfy.model_patcher.ModelPatcher, clip: Any, vae: Any, pictures: PictureSet, seed: int
+) -> tuple[Example, ...]:
+    """The pictures of all members, encoded."""
+    texts: dict[str, Any] = {}
+
+    def text(caption: str) -> Any:
+        if caption not in texts:
+            texts[caption] = encode_text(clip, caption)
+        return texts[caption]
+
     for picture in pictures.pictures:
         check_length(clip, picture.caption, picture.source)
-    conditionings = {picture.caption: encode_text(clip, picture.caption) for picture in pictures.pictures}
-    nothing = encode_text(clip, "")
     examples = []
     with torch.random.fork_rng():  # the host's VAE draws from torch's global generator
         torch.manual_seed(seed)
-        for picture in pictures.pictures:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            latents = encode_picture(vae, patcher, picture, mirrored=False)
-            flipped = encode_picture(vae, patcher, picture, mirrored=True) if pictures.flip else None
-            cond = make_cond(patcher, conditionings[picture.caption], latents, size_conditions(picture))
-            mask = latent_mask(picture, latents)
-            examples.append((latents, flipped, cond, mask))
-    first = pictures.pictures[0]
-    empty = make_cond(patcher, nothing, examples[0][0], size_conditions(first))
-    device = patcher.load_device
-    with ordinary_tensors():
-        return TrainingSet(
-            examples=tuple(
-                Example(
-                    latents=latents[0].clone(),
-                    flipped=None if flipped is None else flipped[0].clone(),
-                    cond=detach_cond(cond, device),
-                    mask=None if mask is None else mask.clone(),
-                    repeats=pictures.repeats,
-                )
-                for latents, flipped, cond, mask in examples
-            ),
-            empty=detach_cond(empty, device),
+        for subject, member in enumerate(pictures.members()):
+            for picture in member.pictures:
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                latents = encode_picture(vae, patcher, picture, mirrored=False)
+                flipped = encode_picture(vae, patcher, picture, mirrored=True) if member.flip else None
+                sizes = size_conditions(picture)
+                cond = make_cond(patcher, text(picture.caption), latents, sizes)
+                kept = class_caption(picture.caption, member.trigger, member.class_noun)
+                kept_cond = None if kept is None else make_cond(patcher, text(kept), latents, sizes)
+                mask = latent_mask(picture, latents)
+                with ordinary_tensors():
+                    examples.append(
+                        Example(
+                            latents=latents[0].clone(),
+                            flipped=None if flipped is None else flipped[0].clone(),
+                            cond=detach_cond(cond, patcher.load_device),
+                            mask=None if mask is None else mask.clone(),
+                            repeats=member.repeats,
+                            prior_cond=None if kept_cond is None else detach_cond(kept_cond, patcher.load_device),
+                            subject=subject,
+                        )
+                    )
+    return tuple(examples)
+
+
+def _prior(
+    patcher: comfy.model_patcher.ModelPatcher,
+    clip: Any,
+    vae: Any,
+    prior: Prior,
+    pictures: PictureSet,
+    config: TrainingConfig,
+    reporter: Reporter,
+) -> tuple[Example, ...]:
+    """Class pictures: of the user's, or the model's own; none where the training pictures serve."""
+    if prior.dataset is not None:
+        return _examples(patcher, clip, vae, prior.dataset, config.seed)
+    if prior.prompts:
+        return drawn_pictures(
+            patcher, clip, vae, prior, pictures, reporter.text, lambda sheet: reporter.show(sheet, 0, config.steps)
         )
+    return ()
 
 
 def _train(
