@@ -26,7 +26,7 @@ from .rebinding import Rebinding
 from .recompute import recomputed_blocks
 from .runlog import LossReader, RunLog
 from .schedule import rate_factor
-from .targets import matched_layers
+from .targets import PREFIX, matched_layers
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,8 @@ def train(
     """
     config.validate()
     check_data(data)
-    layers = matched_layers(denoiser.module, config.targets, config.target_pattern)
+    modules = {PREFIX: denoiser.module, **getattr(denoiser, "text_encoders", {})}
+    layers = matched_layers(modules, config.targets, config.target_pattern)
     start = None
     if resume_from is not None:
         start = checkpoints.load(resume_from)
@@ -133,7 +134,7 @@ def train(
         stack.enter_context(_training_mode(denoiser.device))
         adapters = stack.enter_context(
             injected(
-                denoiser.module,
+                modules,
                 layers,
                 rank=config.rank,
                 alpha=config.alpha,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..lora.delta import LowRankDelta
 from .randomness import generator
-from .targets import PREFIX
 
 _ADAPTER = "likeness"
 
@@ -49,6 +48,18 @@ class Adapters:
         """Turn the adapters' own dropout on or off; the model's layers are left alone."""
         for layer in self._layers.values():
             layer.lora_dropout[_ADAPTER].train(mode)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base model alone, without gradients, for as long as the context lasts."""
+        for layer in self._layers.values():
+            layer.enable_adapters(False)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for layer in self._layers.values():
+                layer.enable_adapters(True)
 
     def tensors(self) -> dict[str, Tensor]:
         """CPU copies in the host's naming, in the adapters' own dtype: an ordinary LoRA, and exact to resume from."""
@@ -127,9 +138,25 @@ def unchanged(module: nn.Module) -> Iterator[None]:
         module.__dict__.update(attributes)
 
 
+def split_names(modules: Mapping[str, nn.Module], layers: Sequence[str]) -> dict[str, list[str]]:
+    """Canonical names as prefix -> paths in that module, each prefix there.
+
+    Raises:
+        ValueError: a name that starts with no prefix.
+    """
+    paths: dict[str, list[str]] = {prefix: [] for prefix in modules}
+    for name in layers:
+        # The longest: one module's prefix may begin another's.
+        prefix = max((prefix for prefix in modules if name.startswith(prefix)), key=len, default=None)
+        if prefix is None:
+            raise ValueError(f"The layer {name} is of none of the modules {', '.join(modules)} that are trained.")
+        paths[prefix].append(name.removeprefix(prefix))
+    return paths
+
+
 @contextmanager
 def injected(
-    module: nn.Module,
+    modules: Mapping[str, nn.Module],
     layers: Sequence[str],
     *,
     rank: int,
@@ -146,7 +173,7 @@ def injected(
     arXiv 2106.09685, §4.1), so that training starts from the base model.
 
     Args:
-        module: the Denoiser's.
+        modules: prefix of the canonical names -> module: the Denoiser's, and text encoders where they are trained.
         layers: canonical names, from :func:`.targets.matched_layers`.
         dtype: of the adapters.
         device: of the adapters; None: each where its base weight lies. In a model that the host loaded in part, some
@@ -155,19 +182,25 @@ def injected(
     # peft brings transformers with it: seconds that only those who train should pay.
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = [name.removeprefix(PREFIX) for name in layers]
-    # An expression and not a list: peft takes the entries of a list for suffixes too.
-    peft_config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # a float serves as well
-        lora_dropout=dropout,
-        target_modules="|".join(re.escape(name) for name in names),
-        bias="none",
-    )
-    with unchanged(module):
-        module.requires_grad_(False)
-        inject_adapter_in_model(peft_config, module, adapter_name=_ADAPTER)
-        adapters = Adapters({PREFIX + name: module.get_submodule(name) for name in names}, alpha)
+    with ExitStack() as stack:
+        adapted: dict[str, nn.Module] = {}
+        for prefix, names in split_names(modules, layers).items():
+            module = modules[prefix]
+            stack.enter_context(unchanged(module))
+            module.requires_grad_(False)
+            if not names:
+                continue
+            # An expression and not a list: peft takes the entries of a list for suffixes too.
+            peft_config = LoraConfig(
+                r=rank,
+                lora_alpha=alpha,  # type: ignore[arg-type]  # a float serves as well
+                lora_dropout=dropout,
+                target_modules="|".join(re.escape(name) for name in names),
+                bias="none",
+            )
+            inject_adapter_in_model(peft_config, module, adapter_name=_ADAPTER)
+            adapted |= {prefix + name: module.get_submodule(name) for name in names}
+        adapters = Adapters({name: adapted[name] for name in layers}, alpha)
         adapters.begin(seed, dtype, device)
         adapters.train(False)
         yield adapters

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
 PREFIX = "diffusion_model."
-"""A layer's canonical name is this and its path in the Denoiser's module."""
+"""A layer's canonical name is this and its path in the Denoiser's module; text encoders have prefixes of their own."""
 
-# A path segment with "attn" or "attention" in it: attn1 (SD), img_attn (Flux), self_attn (Wan), attention (Lumina)…
+# A path segment with "attn" or "attention" in it: attn1 (SD), img_attn (Flux), self_attn (Wan, CLIP), attention
+# (Lumina), SelfAttention (T5)…
 # "attentions" is diffusers' name of a whole transformer, feed-forward and all. Flux's linear1 makes q, k and v too.
-_ATTENTION = re.compile(r"(?:^|\.)\w*(?:attn|attention)(?!s)\w*(?:\.|$)|\bsingle_blocks\.\d+\.linear1$")
+_ATTENTION = re.compile(r"(?:^|\.)\w*(?:attn|[Aa]ttention)(?!s)\w*(?:\.|$)|\bsingle_blocks\.\d+\.linear1$")
 
-# ff (SD), mlp (SD3), img_mlp (Flux), ffn (Wan), feed_forward (Lumina); inside a numbered block, for embedders have
-# an mlp too. Flux's linear2 is the attention's output and the feed-forward's in one.
+# ff (SD), mlp (SD3, CLIP), img_mlp (Flux), ffn (Wan), feed_forward (Lumina), DenseReluDense (T5); inside a numbered
+# block, for embedders have an mlp too. Flux's linear2 is the attention's output and the feed-forward's in one.
 _FEED_FORWARD = re.compile(
-    r"\.\d+\.(?:.*\.)?(?:\w*_)?(?:ff|ffn|mlp|feed_forward)(?:_\w+|[A-Z])?\d*(?:\.|$)|\bsingle_blocks\.\d+\.linear[12]$"
+    r"\.\d+\.(?:.*\.)?(?:\w*_)?(?:ff|ffn|mlp|feed_forward|DenseReluDense)(?:_\w+|[A-Z])?\d*(?:\.|$)"
+    r"|\bsingle_blocks\.\d+\.linear[12]$"
 )
 
 PRESETS: dict[str, Callable[[str], bool]] = {
@@ -27,20 +29,25 @@ PRESETS: dict[str, Callable[[str], bool]] = {
 }
 
 
-def adaptable_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Every layer a LoRA can be put beside, by canonical name, in the module's order: Linear and ungrouped Conv2d."""
+def adaptable_layers(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Every layer a LoRA can be put beside, by canonical name, in the modules' order: Linear and ungrouped Conv2d.
+
+    Args:
+        modules: prefix of the canonical names -> module, such as ``{"diffusion_model.": unet}``.
+    """
     return {
-        PREFIX + name: layer
+        prefix + name: layer
+        for prefix, module in modules.items()
         for name, layer in module.named_modules()
         if name and (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1))
     }
 
 
-def matched_layers(module: nn.Module, targets: str, pattern: str = "") -> tuple[str, ...]:
-    """Canonical names of the layers that a target names, in the module's order.
+def matched_layers(modules: Mapping[str, nn.Module], targets: str, pattern: str = "") -> tuple[str, ...]:
+    """Canonical names of the layers that a target names, in the modules' order.
 
     Args:
-        module: the Denoiser's.
+        modules: prefix of the canonical names -> module.
         targets: "attention", "attention+feed-forward", "all", or "custom".
         pattern: for "custom", a regular expression searched in the canonical names.
 
@@ -57,7 +64,7 @@ def matched_layers(module: nn.Module, targets: str, pattern: str = "") -> tuple[
         chosen = PRESETS[targets]
     else:
         raise ValueError(f"Unknown target {targets!r}; choose one of {', '.join(PRESETS)}, custom.")
-    names = adaptable_layers(module)
+    names = adaptable_layers(modules)
     if matched := tuple(name for name in names if chosen(name)):
         return matched
     what = f"The target pattern {pattern!r}" if targets == "custom" else f"The target {targets!r}"

@@ -9,7 +9,7 @@ import comfy.model_patcher
 from torch import Tensor
 
 from ...trainers.config import TrainingConfig
-from ...trainers.targets import adaptable_layers, matched_layers
+from ...trainers.targets import PREFIX, adaptable_layers, matched_layers
 
 KEPT = 25.0
 """Activations kept for a backward pass, in multiples of the host's own estimate for a forward pass (SD1.5, SDXL)."""
@@ -31,9 +31,9 @@ def training_memory(patcher: comfy.model_patcher.ModelPatcher, config: TrainingC
     """
     batch = [config.batch_size, *latents.shape[1:]]
     forward = float(patcher.model.memory_required(batch))
-    layers = adaptable_layers(patcher.model.diffusion_model)
+    layers = adaptable_layers({PREFIX: patcher.model.diffusion_model})
     adapter = 0
-    for name in matched_layers(patcher.model.diffusion_model, config.targets, config.target_pattern):
+    for name in matched_layers({PREFIX: patcher.model.diffusion_model}, config.targets, config.target_pattern):
         shape: Any = layers[name].weight.shape
         adapter += config.rank * (shape[0] + shape[1:].numel())
     return int(forward * (RECOMPUTED if config.gradient_checkpointing else KEPT) + adapter * BYTES_A_PARAMETER)

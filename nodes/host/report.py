@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...trainers.config import TrainingConfig
-from ...trainers.targets import adaptable_layers, matched_layers
+from ...trainers.targets import PREFIX, adaptable_layers, matched_layers
 
 SHOWN = 6
 
@@ -27,8 +27,8 @@ def describe_options(config: TrainingConfig, model: Any | None) -> str:
     ]
     if model is None:
         return "\n".join([f"targets: {config.targets} (wire a model to see the layers)", *lines])
-    module = model.model.diffusion_model
-    names = matched_layers(module, config.targets, config.target_pattern)
-    lines.insert(0, f"targets: {config.targets}, {len(names)} of {len(adaptable_layers(module))} layers learn")
+    modules = {PREFIX: model.model.diffusion_model}
+    names = matched_layers(modules, config.targets, config.target_pattern)
+    lines.insert(0, f"targets: {config.targets}, {len(names)} of {len(adaptable_layers(modules))} layers learn")
     some = [*names[:SHOWN], f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else list(names)
     return "\n".join([*lines, *some])

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
-from likeness.trainers.targets import PRESETS, adaptable_layers, matched_layers
+from likeness.trainers.targets import PREFIX, PRESETS, adaptable_layers, matched_layers
 
 ATTENTION = [
     "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
     "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0",
     "joint_blocks.3.context_block.attn.qkv",
     "joint_blocks.3.x_block.attn2.proj",
+    "encoder.block.0.layer.0.SelfAttention.q",
     "double_blocks.0.img_attn.qkv",
     "single_blocks.7.linear1",
     "blocks.4.cross_attn.k_img",
@@ -20,6 +21,8 @@ ATTENTION = [
 FEED_FORWARD = [
     "input_blocks.1.1.transformer_blocks.0.ff.net.0.proj",
     "joint_blocks.3.x_block.mlp.fc1",
+    "encoder.block.0.layer.1.DenseReluDense.wi_0",
+    "text_model.encoder.layers.3.mlp.fc2",
     "double_blocks.0.txt_mlp.2",
     "single_blocks.7.linear2",
     "blocks.4.ffn.0",
@@ -54,19 +57,19 @@ def test_presets_know_the_names_of_the_field(name: str) -> None:
 
 def test_matched_layers_of_the_toy(toy: Any) -> None:
     """Fails if a preset takes other layers than it names, or a regular expression is not searched for."""
-    module = toy().module
-    assert len(matched_layers(module, "attention")) == 4
-    assert len(matched_layers(module, "attention+feed-forward")) == 8
-    assert len(matched_layers(module, "all")) == 11 == len(adaptable_layers(module))
-    assert matched_layers(module, "custom", r"\.1\.conv$") == ("diffusion_model.transformer_blocks.1.conv",)
+    modules = {PREFIX: toy().module}
+    assert len(matched_layers(modules, "attention")) == 4
+    assert len(matched_layers(modules, "attention+feed-forward")) == 8
+    assert len(matched_layers(modules, "all")) == 11 == len(adaptable_layers(modules))
+    assert matched_layers(modules, "custom", r"\.1\.conv$") == ("diffusion_model.transformer_blocks.1.conv",)
 
 
 def test_errors_say_what_could_be_matched(toy: Any) -> None:
     """Fails if a pattern that matches nothing trains nothing in silence."""
-    module = toy().module
+    modules = {PREFIX: toy().module}
     with pytest.raises(ValueError, match=r"'attn9' matches no layer.*diffusion_model\."):
-        matched_layers(module, "custom", "attn9")
+        matched_layers(modules, "custom", "attn9")
     with pytest.raises(ValueError, match="no regular expression"):
-        matched_layers(module, "custom", "(")
+        matched_layers(modules, "custom", "(")
     with pytest.raises(ValueError, match="Unknown target 'heads'"):
-        matched_layers(module, "heads")
+        matched_layers(modules, "heads")
