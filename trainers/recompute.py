@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,7 +59,13 @@ def recomputed_blocks(module: nn.Module, *, random: bool = False) -> Iterator[in
                 finally:
                     inside = outer
 
-            return checkpoint(body, use_reentrant=False, preserve_rng_state=random)
+            try:
+                return checkpoint(body, use_reentrant=False, preserve_rng_state=random)
+            except BaseException as error:
+                # torch's hooks stay on for as long as its frame lives, and the error's traceback keeps that: the next
+                # forward pass (a cancelled step is finished) would be recorded with them.
+                traceback.clear_frames(error.__traceback__)
+                raise
 
         return run
 

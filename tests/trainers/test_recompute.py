@@ -92,3 +92,15 @@ def test_rebinding_keeps_dtype_views_and_plain_tensors() -> None:
     assert y.tolist() == [0, 2, 2, 0] and z is same
     y.sum().backward()
     assert weight.grad is not None and weight.grad.tolist() == [2, 2, 0, 0]
+
+
+def test_a_block_that_fails_leaves_no_hook_behind() -> None:
+    """The error is still alive when the step is done again: fails if autograd then recomputes the block that failed."""
+    net, x = RudeNet(), torch.randn(2, 3)
+    with recomputed_blocks(net):
+        with pytest.raises(KeyError) as error:
+            net.blocks[0](x * 1, options={})
+        assert error.value is not None
+        weight = torch.ones(3, requires_grad=True)
+        (slope,) = torch.autograd.grad((weight * weight).sum(), [weight])
+        assert slope.tolist() == [2, 2, 2]
