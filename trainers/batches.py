@@ -10,9 +10,12 @@ from torch import Tensor
 
 from .config import TrainingConfig
 from .dataset import TrainingSet
-from .denoiser import Cond
-from .objectives import draw_sigmas
+from .denoiser import Cond, Parameterisation
+from .levels import draw_sigmas, explicit_shift, timesteps
+from .noise import perturbed_target, pyramid_noise
+from .objectives import loss_factor, scheduled_huber_c
 from .order import Order
+from .randomness import generator
 
 _RESIDENT_BYTES = 1 << 29
 """Latents up to this size are kept on the device; larger sets travel a batch at a time."""
@@ -20,13 +23,27 @@ _RESIDENT_BYTES = 1 << 29
 
 @dataclass(frozen=True)
 class Batch:
-    """latents and noise (B, C, …) float32, sigma (B,) and mask (B, h, w) or None, on the device; B conds."""
+    """What one forward pass needs, on the device.
+
+    Attributes:
+        latents: (B, C, …) float32 x₀.
+        noise: of the same shape; with it the latents are noised.
+        sigma: (B,) to these levels.
+        mask: (B, h, w) the loss counts so much, or None.
+        conds: B of them.
+        target: (B, C, …) what x̂₀ is compared with: the latents, unless the noise is perturbed.
+        factor: (B,) of each picture's loss, or None.
+        huber_c: (B,) or None: squared error.
+    """
 
     latents: Tensor
     noise: Tensor
     sigma: Tensor
     mask: Tensor | None
     conds: Sequence[Cond]
+    target: Tensor
+    factor: Tensor | None = None
+    huber_c: Tensor | None = None
 
 
 def check_data(data: TrainingSet) -> None:
@@ -64,14 +81,32 @@ def check_data(data: TrainingSet) -> None:
 class Batches:
     """Draws batches. What can be done once is done here: moves, casts and clones out of inference mode."""
 
-    def __init__(self, data: TrainingSet, sigmas: Tensor, device: torch.device, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        data: TrainingSet,
+        sigmas: Tensor,
+        device: torch.device,
+        config: TrainingConfig,
+        parameterisation: Parameterisation = "eps",
+        patch_size: int = 2,
+    ) -> None:
+        """Args:
+        data: that :func:`check_data` found good.
+        sigmas: (N,) of the model, ascending.
+        device: where batches go.
+        config: validated.
+        parameterisation: of the model.
+        patch_size: of the model's image tokens, in latents; only shifting by resolution asks.
+        """
         if sigmas.ndim != 1 or not len(sigmas) or not bool((sigmas > 0).all()):
             raise ValueError("The model's sigmas must be a list of positive numbers.")
         self._config = config
         self._device = device
         self._sigmas = sigmas.detach().to("cpu", torch.float32)
+        self._parameterisation = parameterisation
+        self._patch_size = patch_size
         self._empty = data.empty
-        self._conds = [example.cond for example in data.examples]
+        self._conds = [example.variants or (example.cond,) for example in data.examples]
         size = sum(example.latents.numel() * (8 if example.flipped is not None else 4) for example in data.examples)
         home = device if size <= _RESIDENT_BYTES else torch.device("cpu")
         masked = any(example.mask is not None for example in data.examples)
@@ -81,6 +116,8 @@ class Batches:
             mask = example.mask
             if masked and mask is None:
                 mask = torch.ones(example.latents.shape[-2:])
+            if mask is not None and config.unmasked_weight > 0:
+                mask = mask.clamp(min=config.unmasked_weight)
             ways = [(_owned(example.latents, home), None if mask is None else _owned(mask, home))]
             if example.flipped is not None:
                 mirrored = None if mask is None else _owned(mask.flip(-1), home)
@@ -101,34 +138,75 @@ class Batches:
         # Everything is drawn whether it is used or not, so that one option does not change what another draws.
         flips = torch.rand(count, generator=chance).tolist()
         drops = torch.rand(count, generator=chance).tolist()
-        sigma = draw_sigmas(
-            self._sigmas,
-            count,
-            chance,
-            config.timestep_sampling,
-            config.timestep_mean,
-            config.timestep_std,
-            config.timestep_shift,
-        )
         chosen = [
             self._pictures[index][int(flip < 0.5 and len(self._pictures[index]) > 1)]
             for index, flip in zip(indices, flips, strict=True)
         ]
         latents = _stacked([picture for picture, _ in chosen], self._device)
         masks = [mask for _, mask in chosen if mask is not None]
-        noise = torch.randn(latents.shape, generator=chance)
-        if config.noise_offset > 0:
-            noise += config.noise_offset * torch.randn(*latents.shape[:2], *[1] * (latents.ndim - 2), generator=chance)
+        tokens = latents.shape[-2] * latents.shape[-1] / self._patch_size**2
+        sigma = draw_sigmas(
+            self._sigmas,
+            count,
+            chance,
+            config.timestep_sampling,
+            parameterisation=self._parameterisation,
+            mean=config.timestep_mean,
+            std=config.timestep_std,
+            mode_scale=config.timestep_mode_scale,
+            shift=explicit_shift(config, tokens),
+        )
+        noise, seen = self._noises(latents.shape, number, chance)
+        noise = noise.to(self._device)
+        target = latents
+        if seen is not None:
+            seen = seen.to(self._device)
+            target = perturbed_target(
+                latents, sigma.to(self._device), self._parameterisation, config.input_perturbation, seen
+            )
+            noise = noise + config.input_perturbation * seen
+        factor = loss_factor(sigma, self._parameterisation, config)
         return Batch(
             latents=latents,
-            noise=noise.to(self._device),
+            noise=noise,
             sigma=sigma.to(self._device),
             mask=_stacked(masks, self._device) if masks else None,
-            conds=[
-                self._empty if drop < config.caption_dropout else self._conds[index]
-                for index, drop in zip(indices, drops, strict=True)
-            ],
+            conds=self._captions(indices, drops, number),
+            target=target,
+            factor=None if factor is None else factor.to(self._device),
+            huber_c=self._huber_c(sigma),
         )
+
+    def _noises(self, shape: Sequence[int], number: int, chance: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """The noise, and ξ that perturbs it for the network's eyes only, or None; both on the CPU."""
+        config = self._config
+        noise = torch.randn(shape, generator=chance)
+        if config.pyramid_levels > 0:
+            # Options that came later draw from generators of their own, and change nothing that was drawn before.
+            own = generator(config.seed, "pyramid", number)
+            noise = pyramid_noise(noise, own, config.pyramid_levels, config.pyramid_discount)
+        if config.noise_offset > 0:
+            noise += config.noise_offset * torch.randn(*shape[:2], *[1] * (len(shape) - 2), generator=chance)
+        if config.input_perturbation == 0:
+            return noise, None
+        return noise, torch.randn(shape, generator=generator(config.seed, "perturbation", number))
+
+    def _captions(self, indices: Sequence[int], drops: Sequence[float], number: int) -> list[Cond]:
+        """A condition for each picture: that of one of its caption's variants, or the empty caption's."""
+        picks = torch.rand(len(indices), generator=generator(self._config.seed, "caption", number)).tolist()
+        return [
+            self._empty if drop < self._config.caption_dropout else conds[int(pick * len(conds))]
+            for conds, drop, pick in zip((self._conds[index] for index in indices), drops, picks, strict=True)
+        ]
+
+    def _huber_c(self, sigma: Tensor) -> Tensor | None:
+        """(B,) on the device, or None when the loss is the squared error. ``sigma`` on the CPU."""
+        config = self._config
+        if config.loss != "huber":
+            return None
+        timestep = timesteps(sigma, self._sigmas, self._parameterisation)
+        c = scheduled_huber_c(sigma, timestep, self._parameterisation, config.huber_c, config.huber_schedule)
+        return c.to(self._device)
 
 
 def _owned(tensor: Tensor, device: torch.device) -> Tensor:

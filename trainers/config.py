@@ -12,8 +12,11 @@ from typing import Any
 TARGETS = ("attention", "attention+feed-forward", "all", "custom")
 OPTIMIZERS = ("adamw", "adafactor", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")
-TIMESTEP_SAMPLINGS = ("uniform", "logit-normal", "sigmoid", "shift")
+TIMESTEP_SAMPLINGS = ("uniform", "logit-normal", "sigmoid", "shift", "mode", "cosmap")
+TIMESTEP_SHIFTINGS = ("model", "none", "static", "resolution")
 LOSSES = ("mse", "huber")
+HUBER_SCHEDULES = ("constant", "exponential", "snr")
+WEIGHTINGS = ("none", "truncated-snr", "debiased", "p2")
 DTYPES = ("fp32", "bf16")
 PRECISIONS = ("as loaded", "bf16", "fp16", "fp32")
 PRIOR_TARGETS = ("picture", "prediction")
@@ -47,15 +50,28 @@ class TrainingConfig:
         loss: one of :data:`LOSSES`; ``huber`` is the smooth pseudo-Huber 2c(√(e²+c²) − c).
         huber_c: its c, in units of the predicted quantity's error.
         min_snr_gamma: γ of min-SNR (5 is usual); 0 = off.
-        timestep_sampling: one of :data:`TIMESTEP_SAMPLINGS`, see :func:`.objectives.draw_sigmas`.
+        timestep_sampling: one of :data:`TIMESTEP_SAMPLINGS`, see :mod:`.levels`; ``shift`` is ``sigmoid`` with
+            ``static`` shifting, unless ``timestep_shifting`` says otherwise.
         timestep_mean: m of the logit-normal.
         timestep_std: s of the logit-normal, the sigmoid and the shift.
-        timestep_shift: factor of ``shift`` (1 = none, 3 = more noise).
+        timestep_shift: factor of ``static`` shifting (1 = none, 3 = more noise).
         noise_offset: a constant a channel added to the noise, so many standard deviations (0.05 to 0.1 is usual).
         caption_dropout: share of pictures trained with the empty caption.
         checkpoint_every: steps between checkpoints; 0 = only at the end, on cancel and on error.
         keep_last: so many checkpoints are kept; 0 = all.
         sample_every: steps between calls of ``Callbacks.sample``; 0 = never.
+        huber_schedule: one of :data:`HUBER_SCHEDULES`, see :func:`.objectives.scheduled_huber_c`.
+        weighting: one of :data:`WEIGHTINGS`, see :mod:`.objectives`; min-SNR has ``min_snr_gamma`` to itself, and only
+            one of the two can be on.
+        p2_gamma: γ of P2; 0.5 to 1 is usual.
+        p2_k: k of P2; 1 is usual.
+        timestep_mode_scale: S of ``mode`` sampling, -1 to 1.75; 0 = uniform.
+        timestep_shifting: one of :data:`TIMESTEP_SHIFTINGS`: the model's own, none at all, by ``timestep_shift``, or
+            by the count of image tokens.
+        pyramid_levels: of coarser noise that are added to the noise; 0 = none, 6 is usual.
+        pyramid_discount: weight of each such level relative to the one before.
+        input_perturbation: γ of the noise that only the network's input gets; 0 = off, 0.1 is usual.
+        unmasked_weight: what the loss counts where a mask is 0, in [0, 1); 0.1 keeps the background in mind.
         prior_weight: λ of the loss that keeps what the model knew, see :mod:`.prior`; 0 = off.
         prior_target: one of :data:`PRIOR_TARGETS`: class pictures themselves (DreamBooth), or what the base model
             predicts. Without class pictures it is the latter.
@@ -91,6 +107,16 @@ class TrainingConfig:
     checkpoint_every: int = 0
     keep_last: int = 2
     sample_every: int = 0
+    huber_schedule: str = "constant"
+    weighting: str = "none"
+    p2_gamma: float = 1.0
+    p2_k: float = 1.0
+    timestep_mode_scale: float = 1.29
+    timestep_shifting: str = "model"
+    pyramid_levels: int = 0
+    pyramid_discount: float = 0.3
+    input_perturbation: float = 0.0
+    unmasked_weight: float = 0.0
     prior_weight: float = 0.0
     prior_target: str = "picture"
 
@@ -126,6 +152,23 @@ class TrainingConfig:
         at_least("prior_weight", 0)
         for name in ("checkpoint_every", "keep_last", "sample_every", "seed"):
             at_least(name, 0)
+        for name in ("p2_gamma", "pyramid_levels", "input_perturbation"):
+            at_least(name, 0)
+        at_least("p2_k", 0, above=True)
+        one_of("timestep_shifting", TIMESTEP_SHIFTINGS)
+        one_of("huber_schedule", HUBER_SCHEDULES)
+        one_of("weighting", WEIGHTINGS)
+        share("pyramid_discount", one=True)
+        share("unmasked_weight", one=False)
+        if not -1 <= self.timestep_mode_scale <= 1.75:
+            wrong.append(f"timestep_mode_scale is {self.timestep_mode_scale}; it must be from -1 to 1.75")
+        if self.timestep_sampling == "shift" and self.timestep_shifting == "none":
+            wrong.append("timestep_sampling is 'shift' but timestep_shifting 'none'; choose sampling 'sigmoid'")
+        if self.min_snr_gamma > 0 and self.weighting != "none":
+            wrong.append(
+                f"min_snr_gamma is {self.min_snr_gamma:g} and weighting {self.weighting!r}; only one of them can be on "
+                f"(set min_snr_gamma to 0)"
+            )
         if not math.isfinite(self.timestep_mean):
             wrong.append(f"timestep_mean is {self.timestep_mean}; it must be a finite number")
         one_of("targets", TARGETS)

@@ -29,6 +29,7 @@ class Picture:
         original_size: (height, width) of the upright picture before scaling.
         crop: (top, left) of the bucket inside the scaled picture.
         target_size: (height, width) of the bucket, that of ``pixels``.
+        variants: captions to train with in place of ``caption``, one at each visit; empty: that one alone.
     """
 
     pixels: Tensor
@@ -38,6 +39,7 @@ class Picture:
     original_size: tuple[int, int]
     crop: tuple[int, int]
     target_size: tuple[int, int]
+    variants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class PictureSet:
         flip: each is mirrored half of the times.
         trigger: the word that will stand for the subject.
         class_noun: what kind of thing it is.
+        parts: the sets that it was combined of, one a subject; their pictures in turn are ``pictures``.
     """
 
     pictures: tuple[Picture, ...]
@@ -57,6 +60,11 @@ class PictureSet:
     flip: bool
     trigger: str
     class_noun: str
+    parts: tuple[PictureSet, ...] = ()
+
+    def members(self) -> tuple[PictureSet, ...]:
+        """One set a subject: the parts, or this one."""
+        return self.parts or (self,)
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class Example:
         repeats: times it is seen in an epoch.
         prior_cond: made of the same caption with the class noun in the subject's place, or None.
         subject: number of the dataset it came from, where several are trained at once.
+        variants: conditions to train with in place of ``cond``, one at each visit; empty: that one alone.
     """
 
     latents: Tensor
@@ -80,6 +89,7 @@ class Example:
     repeats: int = 1
     prior_cond: Cond | None = None
     subject: int = 0
+    variants: tuple[Cond, ...] = ()
 
 
 @dataclass(frozen=True)

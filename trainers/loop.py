@@ -186,7 +186,8 @@ class _Run:
         self.denoiser, self.config, self.folder, self.callbacks = denoiser, config, folder, callbacks
         self.adapters = adapters
         self.parameters = adapters.parameters()
-        self.batches = Batches(data, denoiser.sigmas, denoiser.device, config)
+        kind = denoiser.parameterisation, getattr(denoiser, "patch_size", 2)
+        self.batches = Batches(data, denoiser.sigmas, denoiser.device, config, *kind)
         self.optimizer = optimizers.build(config.optimizer, self.parameters, config.learning_rate, config.weight_decay)
         self.losses: list[float] = []
         self.step = 0
@@ -253,12 +254,12 @@ class _Run:
                 self.rebinding = None
             loss = diffusion_loss(
                 predicted,
-                batch.latents,
+                batch.target,
                 batch.sigma,
                 denoiser.parameterisation,
                 mask=batch.mask,
-                min_snr_gamma=config.min_snr_gamma,
-                huber_c=config.huber_c if config.loss == "huber" else None,
+                factor=batch.factor,
+                huber_c=batch.huber_c,
             )
             (loss * (self.loss_scale / config.gradient_accumulation)).backward()  # type: ignore[no-untyped-call]
             total = loss.detach() if total is None else total + loss.detach()

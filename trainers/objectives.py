@@ -1,4 +1,4 @@
-"""The losses of diffusion training, all in x₀ space, and how noise levels are drawn.
+"""The losses of diffusion training, all in x₀ space.
 
 A Denoiser predicts x₀. With the parameterisations of :mod:`.denoiser`, its error is that of the network times a
 number that depends on σ alone:
@@ -8,6 +8,19 @@ number that depends on σ alone:
 - ``flow``: x̂₀ − x₀ = −σ (v̂ − v)
 
 so a weight turns the squared x₀ error into the usual loss exactly.
+
+The weightings of the literature are a weight of the x₀ error each, W(SNR), whatever the network predicts; where a paper
+states one for ε only, v and flow get the same W. As a factor of the network's own loss W is divided by
+:func:`x0_weight`:
+
+============== ================== ==================== ======================= =====================
+weighting      W                  ε factor             v factor                flow factor
+============== ================== ==================== ======================= =====================
+min-SNR        min(SNR, γ)        min(1, γ/SNR)        min(SNR, γ)/(SNR+1)     min(SNR, γ) σ²
+truncated SNR  max(SNR, 1)        max(1, 1/SNR)        max(SNR, 1)/(SNR+1)     max((1−σ)², σ²)
+debiased       √SNR               1/√SNR               √SNR/(SNR+1)            σ (1−σ)
+P2             SNR/(k+SNR)^γ      1/(k+SNR)^γ          SNR/(SNR+1)/(k+SNR)^γ   (1−σ)²/(k+SNR)^γ
+============== ================== ==================== ======================= =====================
 """
 
 from __future__ import annotations
@@ -15,6 +28,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .config import TrainingConfig
 from .denoiser import Parameterisation
 
 
@@ -39,53 +53,69 @@ def x0_weight(sigma: Tensor, parameterisation: Parameterisation) -> Tensor:
 
 
 def min_snr_factor(sigma: Tensor, parameterisation: Parameterisation, gamma: float) -> Tensor:
-    """Min-SNR-γ weight of the network's own loss (Hang et al. 2023, arXiv 2303.09556, §3.4).
-
-    The paper's weight in x₀ space is min(SNR, γ), whatever the network predicts. Of the network's own loss that is
-    min(SNR, γ)/SNR for ε, min(SNR, γ)/(SNR+1) for v, and min(SNR, γ)·σ² for flow.
-    """
+    """Min-SNR-γ (Hang et al. 2023, arXiv 2303.09556, §3.4), a factor of the network's own loss."""
     return snr(sigma, parameterisation).clamp(max=gamma) / x0_weight(sigma, parameterisation)
 
 
-def draw_sigmas(
-    sigmas: Tensor,
-    count: int,
-    generator: torch.Generator,
-    sampling: str = "uniform",
-    mean: float = 0.0,
-    std: float = 1.0,
-    shift: float = 3.0,
+def truncated_snr_factor(sigma: Tensor, parameterisation: Parameterisation) -> Tensor:
+    """Truncated SNR (Salimans & Ho 2022, arXiv 2202.00512, §4), a factor of the network's own loss.
+
+    An ε network's loss at the highest noise of SD1.5 gets 213: lower the learning rate.
+    """
+    return snr(sigma, parameterisation).clamp(min=1) / x0_weight(sigma, parameterisation)
+
+
+def debiased_factor(sigma: Tensor, parameterisation: Parameterisation) -> Tensor:
+    """Debiased estimation, 1/√SNR of the ε loss (Yu et al. 2023, arXiv 2310.08442), a factor of the network's own."""
+    return snr(sigma, parameterisation).sqrt() / x0_weight(sigma, parameterisation)
+
+
+def p2_factor(sigma: Tensor, parameterisation: Parameterisation, gamma: float, k: float) -> Tensor:
+    """P2, 1/(k+SNR)^γ of the ε loss (Choi et al. 2022, arXiv 2204.00227, §3), a factor of the network's own loss."""
+    ratio = snr(sigma, parameterisation)
+    return ratio / (k + ratio) ** gamma / x0_weight(sigma, parameterisation)
+
+
+def loss_factor(sigma: Tensor, parameterisation: Parameterisation, config: TrainingConfig) -> Tensor | None:
+    """The weighting of a configuration, (B,) for σ (B,); None: each noise level counts as the network's own loss."""
+    if config.min_snr_gamma > 0:
+        return min_snr_factor(sigma, parameterisation, config.min_snr_gamma)
+    if config.weighting == "truncated-snr":
+        return truncated_snr_factor(sigma, parameterisation)
+    if config.weighting == "debiased":
+        return debiased_factor(sigma, parameterisation)
+    if config.weighting == "p2":
+        return p2_factor(sigma, parameterisation, config.p2_gamma, config.p2_k)
+    return None
+
+
+def scheduled_huber_c(
+    sigma: Tensor, timestep: Tensor, parameterisation: Parameterisation, c: float, schedule: str
 ) -> Tensor:
-    """Draw noise levels among those the model was trained on.
+    """c of the pseudo-Huber loss by noise level (Khrapov et al. 2024, arXiv 2403.16728).
 
-    A quantile u in (0, 1) picks ``sigmas[⌊u N⌋]``; high is noisy. How u is distributed:
-
-    - ``uniform``: U(0, 1), each trained σ as often as any other.
-    - ``logit-normal``: sigmoid(m + s z), z ~ N(0, 1) (Esser et al. 2024, arXiv 2403.03206, §3.1).
-    - ``sigmoid``: sigmoid(s z).
-    - ``shift``: that one shifted to c u / (1 + (c−1) u) by the factor c (the same paper, §5.3.2).
+    Little noise gets a c near 1, where the loss is nearly the squared one, and much noise the given c, so that outliers
+    do not decide the picture's plan.
 
     Args:
-        sigmas: (N,) ascending.
-        count: how many.
-        generator: on the CPU.
+        sigma: (B,).
+        timestep: (B,) t/T in [0, 1], see :func:`.levels.timesteps`.
+        c: the one at the highest noise.
+        schedule: ``constant``; ``exponential``, c^(t/T); ``snr``, (1−c)/(1+SNR^−½)² + c, for flow (1−c)(1−σ)² + c.
 
     Returns:
-        (count,) of the dtype and device of ``sigmas``.
+        (B,).
 
     Raises:
-        ValueError: unknown sampling.
+        ValueError: unknown schedule.
     """
-    if sampling == "uniform":
-        u = torch.rand(count, generator=generator)
-    elif sampling in ("logit-normal", "sigmoid", "shift"):
-        u = torch.sigmoid(std * torch.randn(count, generator=generator) + (mean if sampling == "logit-normal" else 0))
-        if sampling == "shift":
-            u = shift * u / (1 + (shift - 1) * u)
-    else:
-        raise ValueError(f"Unknown timestep sampling {sampling!r}.")
-    index = (u * len(sigmas)).long().clamp_(0, len(sigmas) - 1)
-    return sigmas[index.to(sigmas.device)]
+    if schedule == "constant":
+        return torch.full_like(sigma, c)
+    if schedule == "exponential":
+        return c**timestep
+    if schedule == "snr":
+        return (1 - c) / (1 + snr(sigma, parameterisation).rsqrt()) ** 2 + c
+    raise ValueError(f"Unknown Huber schedule {schedule!r}; expected 'constant', 'exponential' or 'snr'.")
 
 
 def _over(weight: Tensor, like: Tensor) -> Tensor:
@@ -95,40 +125,41 @@ def _over(weight: Tensor, like: Tensor) -> Tensor:
 
 def diffusion_loss(
     predicted: Tensor,
-    latents: Tensor,
+    target: Tensor,
     sigma: Tensor,
     parameterisation: Parameterisation,
     *,
     mask: Tensor | None = None,
-    min_snr_gamma: float = 0.0,
-    huber_c: float | None = None,
+    factor: Tensor | None = None,
+    huber_c: Tensor | float | None = None,
 ) -> Tensor:
     """The training loss, from x₀ predictions.
 
     Args:
         predicted: (B, C, …, h, w) x̂₀.
-        latents: x₀, of the same shape.
+        target: x₀, of the same shape.
         sigma: (B,) noise levels.
         parameterisation: of the network; the error is scaled to be the network's own.
         mask: (B, h, w) in [0, 1], or None. The mean of each picture is over what the mask keeps, so that a small
             subject counts as much as a large one.
-        min_snr_gamma: 0 = off.
-        huber_c: pseudo-Huber 2c(√(e²+c²) − c) in place of e².
+        factor: (B,) of each picture's loss, see :func:`loss_factor`, or None.
+        huber_c: pseudo-Huber 2c(√(e²+c²) − c) in place of e²; (B,) or one for all.
 
     Returns:
         Scalar, the mean over the batch.
     """
     # One multiplication of the error, rather than of its square: the same, and it holds for Huber too.
-    error = (predicted - latents) * _over(x0_weight(sigma, parameterisation).sqrt(), latents)
+    error = (predicted - target) * _over(x0_weight(sigma, parameterisation).sqrt(), target)
     loss = error.square()
     if huber_c is not None:
+        c = _over(huber_c, loss) if isinstance(huber_c, Tensor) else huber_c
         # 2c(√(e²+c²) − c) without the cancellation for small e.
-        loss = 2 * huber_c * loss / ((loss + huber_c**2).sqrt() + huber_c)
+        loss = 2 * c * loss / ((loss + c**2).sqrt() + c)
     if mask is None:
         each = loss.flatten(1).mean(1)
     else:
         weight = mask.view(mask.shape[0], *[1] * (loss.ndim - 3), *mask.shape[1:]).expand_as(loss)
         each = (loss * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1e-6)
-    if min_snr_gamma > 0:
-        each = each * min_snr_factor(sigma, parameterisation, min_snr_gamma)
+    if factor is not None:
+        each = each * factor
     return each.mean()

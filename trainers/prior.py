@@ -21,6 +21,7 @@ from torch import Tensor
 from .batches import Batch, Batches, check_data
 from .config import TrainingConfig
 from .dataset import Example, TrainingSet
+from .denoiser import Parameterisation
 from .randomness import derived_seed
 
 EMPTY_SHARE = 0.1
@@ -42,7 +43,7 @@ def prior_examples(data: TrainingSet) -> tuple[Example, ...]:
         return data.prior
     # Without masks: outside of the subject the model is to stay as it is, too.
     found = tuple(
-        replace(example, cond=example.prior_cond, mask=None)
+        replace(example, cond=example.prior_cond, variants=(), mask=None)
         for example in data.examples
         if example.prior_cond is not None
     )
@@ -59,10 +60,18 @@ class PriorBatches:
 
     Args:
         data: the training set; :func:`prior_examples` of it are drawn.
-        sigmas, device, config: as of :class:`.batches.Batches`.
+        sigmas, device, config, parameterisation, patch_size: as of :class:`.batches.Batches`.
     """
 
-    def __init__(self, data: TrainingSet, sigmas: Tensor, device: torch.device, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        data: TrainingSet,
+        sigmas: Tensor,
+        device: torch.device,
+        config: TrainingConfig,
+        parameterisation: Parameterisation = "eps",
+        patch_size: int = 2,
+    ) -> None:
         self.predicted = is_predicted(data, config)
         examples = prior_examples(data)
         try:
@@ -73,7 +82,7 @@ class PriorBatches:
         own = replace(config, seed=derived_seed(config.seed, "prior"), caption_dropout=dropout)
 
         def batches(some: Sequence[Example]) -> Batches:
-            return Batches(TrainingSet(tuple(some), data.empty), sigmas, device, own)
+            return Batches(TrainingSet(tuple(some), data.empty), sigmas, device, own, parameterisation, patch_size)
 
         # Those of a training picture's size go with it in one forward pass; it has any where it has none of its size.
         self._by_shape: dict[torch.Size, Batches] = {}

@@ -4,10 +4,21 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from likeness.trainers.objectives import diffusion_loss, draw_sigmas, min_snr_factor, snr, x0_weight
+from likeness.trainers.config import TrainingConfig
+from likeness.trainers.objectives import (
+    debiased_factor,
+    diffusion_loss,
+    loss_factor,
+    min_snr_factor,
+    p2_factor,
+    scheduled_huber_c,
+    snr,
+    truncated_snr_factor,
+    x0_weight,
+)
 
 
 def network_error(kind: str, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -45,11 +56,78 @@ def test_min_snr_is_the_papers(kind: str, gamma: float) -> None:
     ratio = ((1 - sigma) / sigma).square() if kind == "flow" else 1 / sigma.square()
     capped = torch.minimum(ratio, torch.tensor(gamma, dtype=torch.float64))
     in_x0 = (capped * (x0_hat - x0).square().flatten(1).mean(1)).mean()
-    assert diffusion_loss(x0_hat, x0, sigma, kind, min_snr_gamma=gamma).item() == pytest.approx(in_x0.item(), rel=1e-9)
+    factor = min_snr_factor(sigma, kind, gamma)
+    assert diffusion_loss(x0_hat, x0, sigma, kind, factor=factor).item() == pytest.approx(in_x0.item(), rel=1e-9)
     own = {"eps": capped / ratio, "v": capped / (ratio + 1), "flow": capped * sigma.square()}[kind]
-    assert torch.allclose(min_snr_factor(sigma, kind, gamma), own, rtol=1e-9)
+    assert torch.allclose(factor, own, rtol=1e-9)
     by_hand = (own * (guess - target).square().flatten(1).mean(1)).mean()
     assert by_hand.item() == pytest.approx(in_x0.item(), rel=1e-9)
+
+
+LEVELS = {"eps": [0.03, 0.4, 1.0, 14.6], "v": [0.03, 0.4, 1.0, 4518.0], "flow": [0.001, 0.3, 0.5, 1.0]}
+"""σ from little noise to the most: that of SD1.5, of a v model with zero terminal SNR, of a flow."""
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "flow"])
+def test_weightings_are_the_papers(kind: str) -> None:
+    """Fails if a weighting of the ε, v or flow loss, or of the x0 error, is other than its paper's closed form."""
+    sigma = torch.tensor(LEVELS[kind], dtype=torch.float64)
+    target, guess, x0, x0_hat = network_error(kind, sigma)
+    # Noise and signal of z = a x0 + b ε, and from them the SNR: independent of how the code writes it.
+    b = sigma if kind == "flow" else sigma / (1 + sigma.square()).sqrt()
+    a = 1 - b if kind == "flow" else (1 - b.square()).sqrt()
+    own = (guess - target).square().flatten(1).mean(1)
+    in_x0 = (x0_hat - x0).square().flatten(1).mean(1)
+    # ε-space closed forms: debiased 1/√SNR, P2 1/(k+SNR)^γ; x0-space: truncated max(SNR, 1).
+    forms = {
+        "debiased": (debiased_factor(sigma, kind), {"eps": b / a, "v": a * b, "flow": a * b}, a / b),
+        "p2": (
+            p2_factor(sigma, kind, 0.5, 2.0),
+            {name: w / (2 + (a / b) ** 2).sqrt() for name, w in {"eps": a**0, "v": a**2, "flow": a**2}.items()},
+            (a / b) ** 2 / (2 + (a / b) ** 2).sqrt(),
+        ),
+        "truncated": (
+            truncated_snr_factor(sigma, kind),
+            {"eps": ((b / a) ** 2).clamp(min=1), "v": torch.maximum(a, b) ** 2, "flow": torch.maximum(a, b) ** 2},
+            ((a / b) ** 2).clamp(min=1),
+        ),
+    }
+    for name, (factor, closed, weight) in forms.items():
+        assert torch.allclose(factor, closed[kind], rtol=1e-6), name
+        got = diffusion_loss(x0_hat, x0, sigma, kind, factor=factor).item()
+        assert got == pytest.approx((closed[kind] * own).mean().item(), rel=1e-6), name
+        assert got == pytest.approx((weight * in_x0).mean().item(), rel=1e-6), name
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "flow"])
+def test_weightings_are_finite_at_every_level(kind: str) -> None:
+    """Fails if no noise or nothing but noise gives NaN or infinity in float32, which would end a run."""
+    sigma = torch.tensor(LEVELS[kind])
+    time = torch.linspace(0, 1, len(sigma))
+    for config in (
+        TrainingConfig(min_snr_gamma=5),
+        TrainingConfig(weighting="debiased"),
+        TrainingConfig(weighting="p2"),
+        TrainingConfig(weighting="truncated-snr"),
+    ):
+        factor = loss_factor(sigma, kind, config)
+        assert factor is not None and factor.isfinite().all() and (factor >= 0).all()
+    assert loss_factor(sigma, kind, TrainingConfig()) is None
+    for schedule in ("constant", "exponential", "snr"):
+        assert scheduled_huber_c(sigma, time, kind, 0.1, schedule).isfinite().all()
+
+
+def test_loss_factor_is_the_one_that_was_chosen() -> None:
+    """Fails if a configuration's weighting or one of its numbers is mixed up with another."""
+    sigma = torch.tensor([0.2, 1.5])
+    chosen = {
+        "debiased": debiased_factor(sigma, "eps"),
+        "truncated-snr": truncated_snr_factor(sigma, "eps"),
+        "p2": p2_factor(sigma, "eps", 0.7, 3.0),
+    }
+    for name, expected in chosen.items():
+        got = loss_factor(sigma, "eps", TrainingConfig(weighting=name, p2_gamma=0.7, p2_k=3.0))
+        assert got is not None and torch.equal(got, expected)
 
 
 def test_min_snr_agrees_with_diffusers() -> None:
@@ -97,32 +175,26 @@ def test_huber_is_the_pseudo_huber(error: float, c: float) -> None:
     assert got.item() == pytest.approx(2 * c * (math.hypot(error, c) - c), rel=1e-9, abs=1e-9)
 
 
-CDF = {
-    "uniform": lambda u: u,
-    "logit-normal": lambda u: 0.5 * (1 + torch.erf((torch.logit(u) - 0.5) / (0.8 * math.sqrt(2)))),
-    "sigmoid": lambda u: 0.5 * (1 + torch.erf(torch.logit(u) / (0.8 * math.sqrt(2)))),
-    # u = c v/(1+(c-1)v), so v = u/(c-(c-1)u)
-    "shift": lambda u: 0.5 * (1 + torch.erf(torch.logit(u / (3 - 2 * u)) / (0.8 * math.sqrt(2)))),
-}
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+def test_huber_schedules_are_the_papers(kind: str) -> None:
+    """Fails if c(t) differs from exp(-αt) with α = -ln(c)/T, or from (1-c)/(1+σ_ve)² + c, σ_ve = √(1/SNR)."""
+    c = 0.05
+    sigma = torch.tensor([0.02, 0.3, 0.8], dtype=torch.float64)
+    time = torch.tensor([0.0, 250.0, 1000.0], dtype=torch.float64) / 1000
+    exponential = scheduled_huber_c(sigma, time, kind, c, "exponential")
+    alpha = -math.log(c) / 1000
+    assert torch.allclose(exponential, torch.exp(-alpha * time * 1000))
+    noise = sigma / (1 - sigma) if kind == "flow" else sigma
+    assert torch.allclose(scheduled_huber_c(sigma, time, kind, c, "snr"), (1 - c) / (1 + noise) ** 2 + c)
+    assert scheduled_huber_c(sigma, time, kind, c, "constant").tolist() == [c] * 3
+    with pytest.raises(ValueError, match="'cubic'"):
+        scheduled_huber_c(sigma, time, kind, c, "cubic")
 
 
-@pytest.mark.parametrize("sampling", sorted(CDF))
-def test_sigmas_follow_the_distribution(sampling: str) -> None:
-    """Fails if quantiles are not distributed as named (Kolmogorov-Smirnov against the closed form)."""
-    sigmas = torch.arange(1, 1001) / 1000
-    count = 20_000
-    drawn = draw_sigmas(sigmas, count, torch.Generator().manual_seed(1), sampling, 0.5, 0.8, 3.0).double().sort().values
-    expected = CDF[sampling](drawn.clamp(1e-4, 1 - 1e-4))
-    # 1.95/√n is the 0.1% bound; ties are 1/1000 wide.
-    distance = (expected - torch.arange(1, count + 1) / count).abs().max().item()
-    assert distance < 1.95 / math.sqrt(count) + 2e-3
-
-
-@settings(max_examples=30)
-@given(st.integers(1, 7), st.integers(0, 2**63 - 1), st.sampled_from(sorted(CDF)))
-def test_sigmas_are_trained_ones(count: int, seed: int, sampling: str) -> None:
-    """Fails if a σ is drawn that the model never saw."""
-    sigmas = torch.tensor([0.1, 0.5, 3.0])
-    drawn = draw_sigmas(sigmas, count, torch.Generator().manual_seed(seed), sampling, std=3.0)
-    assert drawn.shape == (count,)
-    assert set(drawn.tolist()) <= set(sigmas.tolist())
+def test_each_picture_has_its_own_c() -> None:
+    """Fails if a scheduled c is taken for all pictures of a batch alike, or along another axis."""
+    errors = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64).view(3, 1, 1, 1).expand(3, 3, 3, 3)
+    c = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
+    got = diffusion_loss(errors, torch.zeros_like(errors), torch.ones(3, dtype=torch.float64), "eps", huber_c=c).item()
+    by_hand = [2 * k * (math.hypot(e, k) - k) for e, k in zip((1.0, 2.0, 3.0), c.tolist(), strict=True)]
+    assert got == pytest.approx(sum(by_hand) / 3)
