@@ -5,22 +5,24 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..lora.delta import LowRankDelta
 from . import checkpoints, optimizers
-from .batches import Batches, check_data
+from .batches import Batch, Batches, check_data
 from .checkpoints import Checkpoint
 from .config import TrainingConfig
 from .dataset import TrainingSet
-from .denoiser import Denoiser
+from .denoiser import Cond, Denoiser
 from .lora import Adapters, injected
 from .objectives import diffusion_loss
+from .prior import PriorBatches
 from .randomness import derived_seed, generator
 from .rebinding import Rebinding
 from .recompute import recomputed_blocks
@@ -188,6 +190,9 @@ class _Run:
         self.parameters = adapters.parameters()
         kind = denoiser.parameterisation, getattr(denoiser, "patch_size", 2)
         self.batches = Batches(data, denoiser.sigmas, denoiser.device, config, *kind)
+        self.prior = (
+            PriorBatches(data, denoiser.sigmas, denoiser.device, config, *kind) if config.prior_weight > 0 else None
+        )
         self.optimizer = optimizers.build(config.optimizer, self.parameters, config.learning_rate, config.weight_decay)
         self.losses: list[float] = []
         self.step = 0
@@ -236,38 +241,71 @@ class _Run:
 
     def _gradients(self) -> bool:
         """Add up the gradients of one step. False: the caller cancelled on the way."""
-        config, denoiser = self.config, self.denoiser
+        config = self.config
         chance = generator(config.seed, "step", self.step)
         if config.dropout > 0:
             torch.manual_seed(derived_seed(config.seed, "dropout", self.step))
             self.adapters.train(True)
+        kept = generator(config.seed, "prior", self.step)
         self.optimizer.zero_grad(set_to_none=True)
         total = None
         for part in range(config.gradient_accumulation):
             if self.callbacks.cancelled():
                 return False
-            batch = self.batches.draw(self.step * config.gradient_accumulation + part, chance)
-            noisy = denoiser.noise_scaling(batch.sigma, batch.noise, batch.latents)
-            with self.rebinding or nullcontext():
-                predicted = denoiser.denoise(noisy, batch.sigma, batch.conds)
-            if self.rebinding is not None and not self.rebinding.count:
-                self.rebinding = None
-            loss = diffusion_loss(
-                predicted,
-                batch.target,
-                batch.sigma,
-                denoiser.parameterisation,
-                mask=batch.mask,
-                factor=batch.factor,
-                huber_c=batch.huber_c,
-            )
+            number = self.step * config.gradient_accumulation + part
+            batch = self.batches.draw(number, chance)
+            prior = self.prior.draw(number, batch.latents.shape[1:], kept) if self.prior is not None else None
+            losses = self._losses(batch, prior)
+            loss = losses[0] if prior is None else losses[0] + config.prior_weight * losses[1]
             (loss * (self.loss_scale / config.gradient_accumulation)).backward()  # type: ignore[no-untyped-call]
-            total = loss.detach() if total is None else total + loss.detach()
+            now = torch.stack([loss, *losses]).detach() / config.gradient_accumulation
+            total = now if total is None else total + now
         assert total is not None
         if config.dropout > 0:
             self.adapters.train(False)  # for samples
-        self.reader.put(self.step + 1, total / config.gradient_accumulation)
+        names = ("loss",) if self.prior is None else ("loss", "subject_loss", "prior_loss")
+        self.reader.put(self.step + 1, dict(zip(names, total, strict=False)))
         return True
+
+    def _losses(self, batch: Batch, prior: Batch | None) -> list[Tensor]:
+        """The loss of the batch, and that of what is to be kept."""
+        denoiser = self.denoiser
+        batches = [batch] if prior is None else [batch, prior]
+        noisy = [denoiser.noise_scaling(each.sigma, each.noise, each.latents) for each in batches]
+        targets = [each.target for each in batches]
+        if prior is not None and self.prior is not None and self.prior.predicted:
+            with self.adapters.disabled():
+                targets[1] = denoiser.denoise(noisy[1], prior.sigma, prior.conds)
+        return [
+            self._loss(each, predicted, target)
+            for each, predicted, target in zip(batches, self._predicted(batches, noisy), targets, strict=True)
+        ]
+
+    def _predicted(self, batches: Sequence[Batch], noisy: Sequence[Tensor]) -> Sequence[Tensor]:
+        """x̂₀ of each batch, in one forward pass where their shapes allow it."""
+        if len({latents.shape[1:] for latents in noisy}) > 1:
+            return [self._denoised(x, batch.sigma, batch.conds) for x, batch in zip(noisy, batches, strict=True)]
+        conds = [cond for batch in batches for cond in batch.conds]
+        together = self._denoised(torch.cat(list(noisy)), torch.cat([batch.sigma for batch in batches]), conds)
+        return together.split([len(latents) for latents in noisy])
+
+    def _denoised(self, noisy: Tensor, sigma: Tensor, conds: Sequence[Cond]) -> Tensor:
+        with self.rebinding or nullcontext():
+            predicted = self.denoiser.denoise(noisy, sigma, conds)
+        if self.rebinding is not None and not self.rebinding.count:
+            self.rebinding = None
+        return predicted
+
+    def _loss(self, batch: Batch, predicted: Tensor, target: Tensor) -> Tensor:
+        return diffusion_loss(
+            predicted,
+            target,
+            batch.sigma,
+            self.denoiser.parameterisation,
+            mask=batch.mask,
+            factor=batch.factor,
+            huber_c=batch.huber_c,
+        )
 
     def _update(self) -> None:
         """One step of the optimizer."""
@@ -289,13 +327,15 @@ class _Run:
 
     def _report(self, leave: int) -> None:
         """Log and pass on the losses that are known by now, and stop if one is no number."""
-        for step, loss in self.reader.ready(leave):
+        for step, values in self.reader.ready(leave):
+            loss = values["loss"]
             if not math.isfinite(loss):
                 raise TrainingDiverged(self._advice(f"The loss became {loss} at step {step}"))
             self.losses.append(loss)
             seconds = time.monotonic() - self.began
             left = seconds / max(1, step - self.first_step) * (self.config.steps - step)
-            self.log.write(step=step, loss=loss, learning_rate=self._rate(step - 1), seconds=round(seconds, 3))
+            rate = self._rate(step - 1)
+            self.log.write(**{"step": step, **values, "learning_rate": rate, "seconds": round(seconds, 3)})
             self.callbacks.progress(step, self.config.steps, loss, left)
 
     def _save(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,31 +42,31 @@ class RunLog:
 
 
 class LossReader:
-    """Fetches each step's loss from the device once it is there, at most one step late.
+    """Fetches each step's numbers from the device once they are there, at most one step late.
 
     ``Tensor.item()`` would wait for everything queued on a GPU; here the copy is queued too and an event waited for.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._waiting: deque[tuple[int, Tensor, Any]] = deque()
+        self._waiting: deque[tuple[int, tuple[str, ...], Tensor, Any]] = deque()
 
-    def put(self, step: int, loss: Tensor) -> None:
-        """Queue the loss of a step."""
-        value = loss.detach()
+    def put(self, step: int, values: Mapping[str, Tensor]) -> None:
+        """Queue a step's numbers, scalars under their names."""
+        together = torch.stack([value.detach() for value in values.values()])
         event = None
         if self._cuda:
-            value = value.to("cpu", non_blocking=True)
+            together = together.to("cpu", non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-        self._waiting.append((step, value, event))
+        self._waiting.append((step, tuple(values), together, event))
 
-    def ready(self, leave: int) -> list[tuple[int, float]]:
-        """(step, loss) of all that wait but the last ``leave``; on the CPU of all."""
-        known: list[tuple[int, float]] = []
+    def ready(self, leave: int) -> list[tuple[int, dict[str, float]]]:
+        """(step, its numbers) of all that wait but the last ``leave``; on the CPU of all."""
+        known: list[tuple[int, dict[str, float]]] = []
         while len(self._waiting) > (leave if self._cuda else 0):
-            step, value, event = self._waiting.popleft()
+            step, names, values, event = self._waiting.popleft()
             if event is not None:
                 event.synchronize()
-            known.append((step, float(value)))
+            known.append((step, dict(zip(names, values.tolist(), strict=True))))
         return known
