@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .dataset import LikenessDataset
 from .lora_files import LikenessLoadLoRA, LikenessSaveLoRA
+from .loss_options import LikenessLossOptions
 from .options import LikenessTrainingOptions
 from .prior import LikenessPriorPreservation
 from .samples import LikenessSamplePrompts
@@ -15,6 +16,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessDataset,
     LikenessTrainLoRA,
     LikenessTrainingOptions,
+    LikenessLossOptions,
     LikenessSamplePrompts,
     LikenessPriorPreservation,
     LikenessSaveLoRA,

@@ -23,7 +23,11 @@ In the σ's used here (x₀ the clean latents, n ~ N(0, I)):
 
 
 class Denoiser(Protocol):
-    """Five things that training needs of a diffusion model."""
+    """Five things that training needs of a diffusion model.
+
+    One may also have ``patch_size``, of its image tokens in latents (2 where it has none): the shift of noise levels by
+    resolution counts tokens.
+    """
 
     @property
     def module(self) -> nn.Module:

@@ -68,6 +68,8 @@ class HostDenoiser:
         self.sampling = self.model.model_sampling  # after loading: object patches are in place
         self.parameterisation: Parameterisation = parameterisation(self.sampling)
         self.sigmas: Tensor = self.sampling.sigmas.detach().clone().float().cpu()
+        patch = getattr(self.module, "patch_size", 2)  # of image tokens, in latents; (t, h, w) in models of video
+        self.patch_size: int = patch if isinstance(patch, int) else int(patch[-1])
         self.interrupt = interrupt or Interrupt()
         self._options = _transformer_options(patcher)
 
