@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-_KEY = re.compile(r"^(unet|text_encoder):(\d+):(up|down)$")
+_KEY = re.compile(r"^(unet|text_encoder):(\d{1,9}):(up|down)$")
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _CLIP_ATTENTION = ("k_proj", "v_proj", "q_proj", "out_proj")  # the order in which CLIP registers them
 _UP_AND_DOWN = [f"down_blocks.{i}.attentions.{j}" for i in range(3) for j in range(2)]
@@ -42,9 +42,9 @@ def to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         numbered = layers[part]
         if not numbered:
             continue
-        if sorted(numbered) != list(range(len(numbered))):
-            missing = sorted(set(range(max(numbered) + 1)) - set(numbered))
-            raise ValueError(f"the file numbers its {part} layers and layer {missing[0]} is missing: it is incomplete")
+        missing = next((number for number in range(len(numbered)) if number not in numbered), None)
+        if missing is not None:
+            raise ValueError(f"the file numbers its {part} layers and layer {missing} is missing: it is incomplete")
         for index, name in enumerate(names(numbered)):
             for role, tensor in numbered[index].items():
                 out[f"{part}.{name}.lora.{role}.weight"] = tensor
@@ -54,6 +54,8 @@ def to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _rows(numbered: Mapping[int, Mapping[str, Tensor]], index: int) -> int:
     if "up" not in numbered[index]:
         raise ValueError(f"layer {index} of the file has no up factor: the file is incomplete")
+    if numbered[index]["up"].ndim < 2:
+        raise ValueError(f"layer {index} of the file has an up factor that is no matrix")
     return int(numbered[index]["up"].shape[0])
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import tarfile
+import zipfile
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -22,6 +24,9 @@ from .atomic import write_whole
 
 _TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 _MAX_HEADER = 100_000_000  # the format's own limit, in bytes
+_EXPLAINED = 4_000_000  # a broken header up to this size is looked into, to say what is wrong
+_LONGEST_NAME = 1000  # characters; the longest of a real layer are below 200
+_MOST_DIMENSIONS = 8
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -44,7 +49,8 @@ def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
     """(tensors as the file names them, metadata) of a LoRA file, on the CPU.
 
     Raises FileNotFoundError where there is none, and ValueError where the file is truncated, is no LoRA, is a web page
-    or a Git LFS pointer, or is a pickle that holds anything but tensors.
+    or a Git LFS pointer, is a pickle that holds anything but tensors, or claims more than it holds. The memory it takes
+    is a small multiple of the file's size, whatever the file says.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,19 +63,27 @@ def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
         metadata: dict[str, str] = {}
     else:
         tensors, metadata = read_safetensors(path)
+    _refuse_strange(path, tensors)
     _refuse_other_models(path, tensors)
     return tensors, metadata
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of any safetensors file. Raises ValueError saying how it is broken, where it is."""
+    """(tensors, metadata) of any safetensors file. Raises ValueError saying how it is broken, where it is.
+
+    The tensors are copies. Those that the library gives are windows into the file, and a program that writes over it
+    later, as some trainers do, would change them, or end this process where the file became shorter.
+    """
     path = Path(path)
-    header = _read_header(path)
+    _refuse_short(path)
     try:
-        tensors = safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            names = list(file.keys())  # it cannot be iterated itself
+            return {name: file.get_tensor(name).clone() for name in names}, metadata
     except Exception as error:  # safetensors' own errors share no base class
-        raise ValueError(f"{path.name} is no valid safetensors file: {error}. Download or export it again") from error
-    return tensors, {str(k): str(v) for k, v in header.get("__metadata__", {}).items()}
+        why = _explained(path) or str(error)[:300]
+        raise ValueError(f"{path.name} is no valid safetensors file: {why}. Download or export it again") from error
 
 
 def write_safetensors(
@@ -115,32 +129,38 @@ def tensor_bytes(tensor: Tensor) -> bytes:
     return bytes(flat.view(torch.uint8).numpy().tobytes()) if flat.numel() else b""
 
 
-def _read_header(path: Path) -> dict[str, dict[str, str]]:
-    """The JSON header, once the file is known to be as long as it says."""
+def _refuse_short(path: Path) -> None:
+    """Refuse a file that ends before the end of its header."""
     size = path.stat().st_size
     again = "Download or export it again"
     with path.open("rb") as file:
         start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or (8 + length > size and length <= _MAX_HEADER):
-            raise ValueError(f"{path.name} is truncated: it ends within its header ({size} bytes). {again}")
-        if length > _MAX_HEADER:
-            raise ValueError(f"{path.name} is no safetensors file: it starts with {start!r}. {again}")
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or (8 + length > size and length <= _MAX_HEADER):
+        raise ValueError(f"{path.name} is truncated: it ends within its header ({size} bytes). {again}")
+    if length > _MAX_HEADER:
+        raise ValueError(f"{path.name} is no safetensors file: it starts with {start!r}. {again}")
+
+
+def _explained(path: Path) -> str:
+    """What is wrong with a file that safetensors refused, where that is a broken header or a missing end; else ""."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _EXPLAINED:
+            return ""
         try:
             header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            expected = 8 + length + max(ends, default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(
-                f"{path.name} is no valid safetensors file: its header is broken ({error}). {again}"
-            ) from error
-    if size < expected:
-        raise ValueError(f"{path.name} is truncated: it has {size} of {expected} bytes. {again}")
-    return dict(header)
+            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        except Exception as error:  # too deep is a RecursionError, too large an OverflowError
+            return f"its header is broken ({str(error)[:200]})"
+    expected = 8 + length + max(ends, default=0)
+    return f"{path.name} is truncated: it has {size} of {expected} bytes" if size < expected < 1 << 60 else ""
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     """The tensors of a torch file, read by the loader that runs no code of the file."""
+    _refuse_archives(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -153,14 +173,65 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{path.name} is a torch file that cannot be read (truncated, or not a torch file at all): "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. Get the file as safetensors"
         ) from error
-    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    for _ in range(3):  # some programs wrap it twice, and a hostile file could hold itself
+        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+            content = content["state_dict"]
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise ValueError(
             f"{path.name} holds a {type(content).__name__} that is no table of named tensors, so its layers are not "
             "known. Convert it to safetensors with the program that made it"
         )
-    return {str(name): tensor for name, tensor in content.items()}
+    claimed = 0
+    for name, tensor in content.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu":
+            raise ValueError(
+                f"{path.name} holds {name[:100]!r} in a form that is no plain tensor (sparse, quantized, nested or "
+                "without values). Convert it to safetensors with the program that made it"
+            )
+        claimed += tensor.numel() * tensor.element_size()
+    if claimed > 4 * path.stat().st_size:  # a few shared tensors are honest, a million rows that are one are not
+        raise ValueError(
+            f"{path.name} has {path.stat().st_size} bytes and claims to hold {claimed}: refused, for it would fill the "
+            "memory. Get the file as safetensors"
+        )
+    return {name: tensor.detach().clone() for name, tensor in content.items()}
+
+
+def _refuse_archives(path: Path) -> None:
+    """Refuse a torch file that would grow when it is read, or that older torch reads in an unsafe way."""
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                packed = [item for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
+                size = sum(item.file_size for item in archive.infolist())
+        except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+            raise ValueError(
+                f"{path.name} is a torch file that cannot be read: its archive is broken ({str(error)[:200]}). "
+                "Get the file as safetensors"
+            ) from error
+        if packed or size > path.stat().st_size:  # torch stores, and never compresses
+            raise ValueError(
+                f"{path.name} is an archive that unpacks to {size} bytes from {path.stat().st_size}, which no torch "
+                "file does: refused. Get the file as safetensors"
+            )
+    elif tarfile.is_tarfile(path):  # torch before 2.6 runs code of such a file even when told not to (CVE-2025-32434)
+        raise ValueError(
+            f"{path.name} is a torch file of a form that has not been written since 2018, and older versions of torch "
+            "run the code in it: refused. Get the file as safetensors"
+        )
+
+
+def _refuse_strange(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse names and shapes that no layer has, on which every later step would spend its time."""
+    for name, tensor in tensors.items():
+        if len(name) > _LONGEST_NAME:
+            raise ValueError(
+                f"{path.name} has a tensor whose name is {len(name)} characters long ({name[:60]}…): no LoRA"
+            )
+        if tensor.ndim > _MOST_DIMENSIONS:
+            raise ValueError(f"{path.name} has a tensor of {tensor.ndim} dimensions ({name[:200]}): no LoRA")
 
 
 def _refuse_by_content(path: Path, start: bytes) -> None:

@@ -32,6 +32,7 @@ def load_lora(path: str | os.PathLike[str], layers: Layers | None = None) -> Lor
     name = Path(path).name
     tensors, metadata = read_lora(path)
     try:
+        check_numbers(tensors)
         alphas = peft_alphas(metadata, tensors)
         found = canonicalise(tensors, layers, res_blocks=res_blocks_of(metadata), alphas=alphas)
         unmatched = [key for key in found.unmatched if (s := suffixes.split(key)) is None or s[1] != suffixes.ALPHA]
@@ -69,6 +70,25 @@ def save_lora(
     complete = complete_metadata(tensors, metadata, title=Path(path).stem, naming=naming, date=date)
     write_safetensors(path, tensors, complete)
     return complete
+
+
+def check_numbers(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError naming the first tensor of a LoRA that holds NaN, infinity, nothing, or whole numbers."""
+    for key, tensor in tensors.items():
+        suffix = (suffixes.split(key) or ("", ""))[1]
+        if not tensor.numel():
+            raise ValueError(f"the tensor {key} is empty ({tuple(tensor.shape)}); export the file again")
+        if not tensor.is_floating_point():
+            if suffix not in ("", suffixes.ALPHA, "reshape_weight"):
+                raise ValueError(
+                    f"the tensor {key} is {tensor.dtype}, where numbers with a fraction are expected; export the file "
+                    "again as fp16, bf16 or fp32"
+                )
+        elif not bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.to(torch.float32)).all()):
+            raise ValueError(
+                f"the tensor {key} holds NaN or infinity: the file is damaged, or its training diverged. Use an "
+                "earlier one, or train again with a lower learning rate"
+            )
 
 
 def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

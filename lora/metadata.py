@@ -194,10 +194,10 @@ def res_blocks_of(metadata: Mapping[str, str]) -> tuple[int, ...] | None:
         return None
     try:
         numbers = json.loads(text)
-        if not numbers or not all(isinstance(n, int) and n > 0 for n in numbers):
+        if not isinstance(numbers, list) or not numbers or not all(type(n) is int and 0 < n < 100 for n in numbers):
             raise TypeError
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"the metadata {RES_BLOCKS} is {text!r}; expected a list like [2, 2, 2, 2]") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"the metadata {RES_BLOCKS} is {text[:100]!r}; expected a list like [2, 2, 2, 2]") from error
     return tuple(numbers)
 
 
@@ -205,27 +205,30 @@ def peft_alphas(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> d
     """base -> alpha for the layers of a diffusers file that keeps peft's configuration in its metadata.
 
     Such a file (metadata `lora_adapter_metadata`) has no alpha tensors; a loader that overlooks it applies the LoRA at
-    rank / alpha times its strength. rsLoRA scales by alpha / √r, so it counts as alpha · √r.
+    rank / alpha times its strength. rsLoRA scales by alpha / √r, so it counts as alpha · √r. Metadata that is no such
+    configuration is left alone, but an alpha that is no number is not: raises ValueError naming the layer.
     """
     try:
         config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     out: dict[str, float] = {}
     for key, tensor in tensors.items():
         split = suffixes.split(key)
-        if not split or split[1] != suffixes.DOWN or not isinstance(config, dict):
+        if not split or split[1] != suffixes.DOWN or not isinstance(config, dict) or tensor.ndim < 2:
             continue
         base = split[0]
         part = next((p for p in _PARTS if base.startswith(f"{p}.")), "")
         alpha = config.get(f"{part}.lora_alpha", config.get("lora_alpha"))
         patterns = config.get(f"{part}.alpha_pattern", config.get("alpha_pattern")) or {}
         inner = base.removeprefix(f"{part}.")
-        for pattern, value in patterns.items():
+        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
             name = pattern.removeprefix("^")
             if inner == name or inner.endswith(f".{name}"):
                 alpha = value
         if isinstance(alpha, int | float):
+            if not abs(alpha) < 1e9:  # infinity and NaN too
+                raise ValueError(f"the metadata lora_adapter_metadata gives {base} the alpha {str(alpha)[:30]}")
             rslora = config.get(f"{part}.use_rslora", config.get("use_rslora"))
             out[base] = float(alpha) * (math.sqrt(tensor.shape[0]) if rslora else 1.0)
     return out
