@@ -58,9 +58,12 @@ def unfuse(layer: str, piece: Piece, factors: Factors) -> Factors:
     up, down, scale = factors
     if piece.total is None:
         return (swap_halves(up) if swaps(piece, up, down) else up), down, scale
-    if up.shape[0] % piece.total:
-        raise ValueError(f"the layer {layer} has {up.shape[0]} rows, which is no multiple of {piece.total}")
-    width = up.shape[0] // piece.total
+    width = int(down[0].numel())
+    if up.shape[0] != piece.total * width:  # Flux 2, and Lumina with fewer keys than queries
+        raise ValueError(
+            f"the layer {layer} is {up.shape[0]}×{width}, no {piece.total} squares: it has no name in the naming "
+            "diffusers that the host would read; save with the naming kohya or comfy"
+        )
     rows = up[piece.start * width : (piece.start + piece.length) * width]
     used = rows.abs().amax(dim=0) > 0
     if bool(used.any()) and not bool(used.all()):

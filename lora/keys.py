@@ -10,6 +10,9 @@ came with the layer. The three schemes that are written:
   `unet.….attn1.to_q` is not mapped by the host); for SD3 and Flux `transformer.….lora_A.weight`. It has no alpha, so
   the scale is folded into up.
 - comfy: as in memory.
+
+A LoKr, LoHa or DoRA of SOME ROWS of a layer (SimpleTuner's and OneTrainer's files for Flux, SD3) cannot be joined into
+one of the whole: it keeps the name that the host has for those rows.
 """
 
 from __future__ import annotations
@@ -26,12 +29,15 @@ from torch import Tensor
 from . import cloneofsimo, fuse, suffixes
 from .delta import LowRankDelta
 from .naming import diffusers_names, kohya_base, structure_of
-from .resolve import Resolver, Target, layer_name, tensor_name
+from .resolve import Resolver, Target, host_name, layer_name, tensor_name
 
 logger = logging.getLogger(__name__)
 
 SCHEMES = ("kohya", "diffusers", "comfy")
+_JOINED = {suffixes.UP, suffixes.DOWN, suffixes.MID, suffixes.ALPHA}
+"""What low-rank differences of a layer's rows are joined from; LoKr, LoHa or DoRA of some rows stay by themselves."""
 Layers = Mapping[str, tuple[int, ...]]
+_LARGEST = 1 << 27  # numbers in a factor with its core multiplied in, a hundred times what real files have
 
 
 @dataclass(frozen=True)
@@ -94,13 +100,21 @@ def canonicalise(
     if cloneofsimo.is_cloneofsimo(tensors):
         tensors = cloneofsimo.to_diffusers(tensors)
     groups, unmatched = _group(tensors)
+    keys = _keys(tensors)
     widths = {b: int(parts[suffixes.DOWN].shape[1]) for b, parts in groups.items() if _is_matrix(parts)}
     resolver = Resolver(groups, layers, res_blocks, widths)
     found: dict[str, list[tuple[Target, str]]] = {}
+    alone: dict[str, Tensor] = {}
+    schemes: Counter[str] = Counter()
     for base, parts in groups.items():
         target = resolver.find(base)
-        if target is None or (target.piece is not None and suffixes.UP not in parts):
-            unmatched += [key for key in tensors if (split := suffixes.split(key)) and split[0] == base]
+        if target is not None and target.piece is not None and not set(parts) <= _JOINED:
+            if suffixes.UP in parts or suffixes.DOWN in parts:
+                _factors(target.layer, parts)  # refuses half a LoRA
+            alone |= {f"{host_name(target)}.{suffix}": tensor for suffix, tensor in parts.items()}
+            schemes[target.scheme] += 1
+        elif target is None or (target.piece is not None and suffixes.UP not in parts):
+            unmatched += keys[base]
         else:
             found.setdefault(target.layer, []).append((target, base))
     out: dict[str, Tensor] = {}
@@ -109,7 +123,8 @@ def canonicalise(
         if layers and len(shape := layers.get(layer, ())) in (2, 4):
             parts = {suffix: _as_dimensions(suffix, tensor, len(shape)) for suffix, tensor in parts.items()}
         out |= {f"{tensor_name(layer)}.{suffix}": tensor for suffix, tensor in parts.items()}
-    schemes = Counter(target.scheme for targets in found.values() for target, _ in targets)
+    out |= alone
+    schemes.update(target.scheme for targets in found.values() for target, _ in targets)
     scheme = schemes.most_common(1)[0][0] if schemes else "unknown"
     return Canonical(out, tuple(unmatched), scheme)
 
@@ -170,10 +185,22 @@ def _group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]],
     others: list[str] = []
     for key, tensor in tensors.items():
         if split := suffixes.split(key):
-            groups.setdefault(split[0], {})[split[1]] = tensor
+            parts = groups.setdefault(split[0], {})
+            if split[1] in parts:
+                raise ValueError(f"the file names {split[1]} of the layer {split[0]} twice; the second time as {key}")
+            parts[split[1]] = tensor
         else:
             others.append(key)
     return groups, others
+
+
+def _keys(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """base -> the keys that belong to it, as they are in the file."""
+    keys: dict[str, list[str]] = {}
+    for key in tensors:
+        if split := suffixes.split(key):
+            keys.setdefault(split[0], []).append(key)
+    return keys
 
 
 def _is_matrix(parts: Mapping[str, Tensor]) -> bool:
@@ -186,9 +213,19 @@ def _factors(layer: str, parts: Mapping[str, Tensor]) -> fuse.Factors:
         if present in parts and absent not in parts:
             raise ValueError(f"the layer {layer} has {present} but no {absent}: the file is incomplete")
     up, down = parts[suffixes.UP], parts[suffixes.DOWN]
-    if up.ndim < 2 or down.ndim < 2:
+    if up.ndim < 2 or down.ndim < 2 or not up.numel() or not down.numel():
         raise ValueError(f"the layer {layer} has factors {tuple(up.shape)} and {tuple(down.shape)}, no matrices")
     if (mid := parts.get(suffixes.MID)) is not None:
+        if mid.ndim != 4 or mid.shape[1] != down.shape[0]:
+            raise ValueError(
+                f"the layer {layer} has a core {tuple(mid.shape)} and down {tuple(down.shape)}, which do not fit "
+                "together"
+            )
+        if mid.shape[0] * mid.shape[2] * mid.shape[3] * down[0].numel() > _LARGEST:
+            raise ValueError(
+                f"the layer {layer} has a core {tuple(mid.shape)} and down {tuple(down.shape)}: no model has a layer "
+                "that large"
+            )
         # ΔW[o,i,y,x] = Σ up[o,a] mid[a,b,y,x] down[b,i]; the host does the same (tucker_weight_from_conv)
         down = torch.einsum("abyx,bi->aiyx", mid.to(torch.float32), down.flatten(1).to(torch.float32)).to(down.dtype)
     rank = int(down.shape[0])

@@ -1,17 +1,19 @@
-"""The two names of every layer of Stable Diffusion 3 and Flux: the checkpoint's own and diffusers'.
+"""The two names of every layer of the transformers that have two: the checkpoint's own and diffusers'.
 
-Their checkpoints fuse query, key and value into one matrix (Flux's single blocks the feed-forward too), of which
-diffusers has several: so one layer there is some ROWS of a layer here. Rows are counted in hidden widths h.
-Checked against the host's own maps in tests/host/test_lora_names.py.
+Stable Diffusion 3, Flux (Chroma is one), Flux 2 and Z-Image. Their checkpoints fuse query, key and value into one
+matrix (Flux's single blocks the feed-forward too), of which diffusers has several: so one layer there is some ROWS of a
+layer here. Rows are counted in hidden widths h. Qwen-Image has diffusers' names in its checkpoints.
+Checked against the host's own maps in tests/host/test_lora_names.py and tests/host/architectures.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Family = Literal["sd3", "flux"]
+Family = Literal["sd3", "flux", "flux2", "z-image", "qwen-image"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,50 @@ _FLUX_BASIC = {
     "norm_out.linear": "final_layer.adaLN_modulation.1",
     "proj_out": "final_layer.linear",
 }
+_FLUX2_BLOCK = {
+    "attn.to_out.0": "img_attn.proj",
+    "attn.to_add_out": "txt_attn.proj",
+    "ff.linear_in": "img_mlp.0",
+    "ff.linear_out": "img_mlp.2",
+    "ff_context.linear_in": "txt_mlp.0",
+    "ff_context.linear_out": "txt_mlp.2",
+}
+_FLUX2_SINGLE = {"attn.to_qkv_mlp_proj": "linear1", "attn.to_out.0": "linear2"}
+_FLUX2_BASIC = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_guidance_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_guidance_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+    "single_stream_modulation.linear": "single_stream_modulation.lin",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+}
+_ZIMAGE_BLOCK = {
+    "attention.to_out.0": "attention.out",
+    "attention.norm_q": "attention.q_norm",
+    "attention.norm_k": "attention.k_norm",
+    "feed_forward.w1": "feed_forward.w1",
+    "feed_forward.w2": "feed_forward.w2",
+    "feed_forward.w3": "feed_forward.w3",
+    "adaLN_modulation.0": "adaLN_modulation.0",
+}
+_ZIMAGE_FUSED = {"attention.to_{}": "attention.qkv"}
+_ZIMAGE_BASIC = {
+    "all_x_embedder.2-1": "x_embedder",
+    "cap_embedder.1": "cap_embedder.1",
+    "t_embedder.mlp.0": "t_embedder.mlp.0",
+    "t_embedder.mlp.2": "t_embedder.mlp.2",
+    "all_final_layer.2-1.linear": "final_layer.linear",
+    "all_final_layer.2-1.adaLN_modulation.1": "final_layer.adaLN_modulation.1",
+}
+_QWEN = re.compile(
+    r"^transformer_blocks\.\d+\.(attn\.(to|add|norm)_|img_m|txt_m)|^(img_in|txt_in|txt_norm|proj_out|norm_out\.linear)$"
+    r"|^time_text_embed\."
+)
 
 
 def _block(whole: dict[str, str], fused: dict[str, str]) -> dict[str, Piece]:
@@ -101,6 +147,7 @@ def _block(whole: dict[str, str], fused: dict[str, str]) -> dict[str, Piece]:
 _LINEAR1 = {f"attn.to_{letter}": Piece("linear1", i, 1, 7) for i, letter in zip(_QKV, "qkv", strict=True)} | {
     "proj_mlp": Piece("linear1", 3, 4, 7)
 }
+Z_IMAGE_ROOTS = ("layers", "noise_refiner", "context_refiner")
 _SD3 = _block(_SD3_BLOCK, _SD3_FUSED)
 _SD3["norm1_context.linear"] = Piece("context_block.adaLN_modulation.1", swap="if 2h")
 _TABLES: dict[Family, dict[tuple[str, str], dict[str, Piece]]] = {
@@ -109,15 +156,46 @@ _TABLES: dict[Family, dict[tuple[str, str], dict[str, Piece]]] = {
         ("transformer_blocks", "double_blocks"): _block(_FLUX_BLOCK, _FLUX_FUSED),
         ("single_transformer_blocks", "single_blocks"): _block(_FLUX_SINGLE, {}) | _LINEAR1,
     },
+    "flux2": {
+        ("transformer_blocks", "double_blocks"): _block(_FLUX2_BLOCK, _FLUX_FUSED),
+        ("single_transformer_blocks", "single_blocks"): _block(_FLUX2_SINGLE, {}),
+    },
+    "z-image": {(root, root): _block(_ZIMAGE_BLOCK, _ZIMAGE_FUSED) for root in Z_IMAGE_ROOTS},
+    "qwen-image": {},
 }
-_BASIC: dict[Family, dict[str, str]] = {"sd3": _SD3_BASIC, "flux": _FLUX_BASIC}
+_BASIC: dict[Family, dict[str, str]] = {
+    "sd3": _SD3_BASIC,
+    "flux": _FLUX_BASIC,
+    "flux2": _FLUX2_BASIC,
+    "z-image": _ZIMAGE_BASIC,
+    "qwen-image": {},
+}
 _NUMBERED = re.compile(r"^([a-z_]+)\.(\d+)\.(.+)$")
 ROOTS = ("joint_blocks.", "double_blocks.", "single_blocks.")
 
 
+_Z_IMAGE = re.compile(rf"^(?:{'|'.join(Z_IMAGE_ROOTS)})\.\d+\.(?:attention|feed_forward|adaLN_modulation)\.")
+
+
 def family_of(name: str) -> Family | None:
-    """Which of the two a checkpoint's own layer name belongs to, as far as the name says."""
-    return "sd3" if name.startswith("joint_blocks.") else "flux" if name.startswith(ROOTS[1:]) else None
+    """Which family a checkpoint's own layer name belongs to, as far as the name says: Flux 2's say Flux."""
+    if name.startswith("joint_blocks."):
+        return "sd3"
+    if name.startswith(ROOTS[1:]):
+        return "flux"
+    if _QWEN.match(name) and name.startswith("transformer_blocks."):
+        return "qwen-image"
+    return "z-image" if _Z_IMAGE.match(name) else None
+
+
+def family_of_all(names: Iterable[str]) -> Family | None:
+    """Which family a model is, all of whose layers are known."""
+    found = None
+    for name in names:
+        if name.startswith("double_stream_modulation_"):
+            return "flux2"
+        found = found or family_of(name)
+    return found
 
 
 def _whole(name: str, layer: str) -> Piece:
@@ -128,6 +206,8 @@ def to_checkpoint(name: str, family: Family) -> Piece | None:
     """The piece of a checkpoint's layer that a diffusers layer is, both without prefix; None where there is none."""
     if name in _BASIC[family]:
         return _whole(name, _BASIC[family][name])
+    if family == "qwen-image":
+        return Piece(name) if _QWEN.match(name) else None
     found = _NUMBERED.match(name)
     for (theirs, ours), pieces in _TABLES[family].items():
         if found and found[1] == theirs and found[3] in pieces:
@@ -138,6 +218,8 @@ def to_checkpoint(name: str, family: Family) -> Piece | None:
 
 def to_diffusers(name: str, family: Family) -> list[tuple[str, Piece]]:
     """The diffusers layers that a checkpoint's layer is made of, with the piece that each is; [] where unknown."""
+    if family == "qwen-image":
+        return [(name, Piece(name))] if _QWEN.match(name) else []
     for theirs, ours in _BASIC[family].items():
         if ours == name:
             return [(theirs, _whole(theirs, name))]

@@ -64,8 +64,10 @@ def diffusers_names(layer: str, structure: tuple[int, ...] | None) -> list[Diffu
     if family := _family(name, structure):
         pieces = mmdit_names.to_diffusers(name, family)
         if pieces:
+            # Z-Image files are exchanged with ComfyUI's prefix, which diffusers reads too
+            prefix = MODEL if family == "z-image" else "transformer."
             return [
-                DiffusersName(f"transformer.{theirs}.lora_B.weight", f"transformer.{theirs}.lora_A.weight", piece)
+                DiffusersName(f"{prefix}{theirs}.lora_B.weight", f"{prefix}{theirs}.lora_A.weight", piece)
                 for theirs, piece in pieces
             ]
     elif structure and (unet := unet_names.to_diffusers(name, structure)):

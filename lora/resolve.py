@@ -43,6 +43,7 @@ class Target:
     layer: str
     scheme: str
     piece: Piece | None = None
+    theirs: str = ""  # diffusers' name of a piece, without prefix
 
 
 def tensor_name(layer: str) -> str:
@@ -53,6 +54,14 @@ def tensor_name(layer: str) -> str:
 def layer_name(base: str) -> str:
     """The canonical layer of a comfy base; the inverse of ``tensor_name``."""
     return base.removeprefix("text_encoders.")
+
+
+def host_name(target: Target) -> str:
+    """The base under which the host looks for some rows of a layer: diffusers' name of them."""
+    if not target.theirs:
+        return f"{target.layer}_qkv"  # linear1_qkv
+    family = mmdit_names.family_of(target.layer.removeprefix(MODEL))
+    return f"{MODEL if family == 'z-image' else 'transformer.'}{target.theirs}"
 
 
 class Resolver:
@@ -129,7 +138,8 @@ class Resolver:
         name = base[len(prefix) :].replace(".processor.", ".")
         if re.search(r"attn\d*\.to_out$", name):  # older diffusers left the 0 out
             name += ".0"
-        if scheme == "comfy" and self._layers is None and not unet_names.is_diffusers(name):
+        theirs = self._family == "z-image" and self._piece(name) is not None  # diffusers' names, ComfyUI's prefix
+        if scheme == "comfy" and self._layers is None and not unet_names.is_diffusers(name) and not theirs:
             name, piece = _linear1_qkv(name)
             return Target(MODEL + name, scheme, piece)
         return self._named(name, scheme)
@@ -137,7 +147,8 @@ class Resolver:
     def _named(self, name: str, scheme: str) -> Target | None:
         """A dotted name without prefix, the checkpoint's own or diffusers'."""
         name, piece = _linear1_qkv(name)
-        if self._exists(name) and (self._layers is not None or unet_names.is_sgm(name) or name.startswith(_OWN_ROOTS)):
+        known = self._layers is not None or unet_names.is_sgm(name) or name.startswith(_OWN_ROOTS)
+        if self._exists(name) and (known or (self._family == "z-image" and self._piece(name) is None)):
             return Target(MODEL + name, scheme, piece)
         if unet_names.is_diffusers(name) and self._res_blocks and not self._family:
             top = None
@@ -148,11 +159,15 @@ class Resolver:
                 top = [int(level.split(".")[1]) for level in levels if level]
             sgm = unet_names.to_sgm(name, self._res_blocks, top)
             return Target(MODEL + sgm, scheme) if sgm and self._exists(sgm) else None
-        found = mmdit_names.to_checkpoint(name, self._family) if self._family else None
+        found = self._piece(name)
         if found and self._exists(found.layer):
             whole = found.total is None and found.swap == "never"
-            return Target(MODEL + found.layer, scheme, None if whole else found)
+            return Target(MODEL + found.layer, scheme, None if whole else found, "" if whole else name)
         return None
+
+    def _piece(self, name: str) -> Piece | None:
+        """What a diffusers name means in this family."""
+        return mmdit_names.to_checkpoint(name, self._family) if self._family else None
 
     def _exists(self, name: str) -> bool:
         return self._layers is None or MODEL + name in self._layers
@@ -170,19 +185,27 @@ def _linear1_qkv(name: str) -> tuple[str, Piece | None]:
 
 
 def _family(bases: Sequence[str], known: Sequence[str], widths: Mapping[str, int]) -> Family | None:
-    """SD3 or Flux, as the MODEL's layers say, else as the file's own names and widths do."""
+    """Which transformer it is, as the MODEL's layers say, else as the file's own names and widths do."""
     if known:
-        return next((family for name in known if (family := mmdit_names.family_of(name))), None)
+        return mmdit_names.family_of_all(known)
+    if any(re.search(r"to_qkv_mlp_proj|double_stream_modulation_", base) for base in bases):
+        return "flux2"
+    if any(re.search(r"(?:layers|_refiner)[._]\d+[._]attention[._](?:to_[qkv]|qkv|out)", base) for base in bases):
+        return "z-image"
     if any("single_transformer_blocks" in base or "single_blocks" in base for base in bases):
         return "flux"
     if any("double_blocks" in base for base in bases):
         return "flux"
     transformer = [b for b in bases if re.search(r"(?:^|transformer[._]|model\.|lycoris_)transformer_blocks[._]", b)]
     if any(re.search(r"(img|txt)_(mlp|mod)", base) for base in transformer):
-        return None  # Qwen-Image, whose names are already the checkpoint's
+        return "qwen-image"
     if transformer:
-        attention = [widths.get(b) for b in transformer if re.search(r"attn[._]to_q$", b)]
-        return "flux" if 3072 in attention else "sd3"
+        attention = [widths.get(b) for b in transformer if re.search(r"attn[._](?:to|add)_[qkv]", b)]
+        if 3072 not in attention:
+            return "sd3"
+        # Flux and Qwen-Image have one width; Flux ends after 19 blocks, Qwen-Image after 60
+        numbers = [int(found[1]) for b in transformer if (found := re.search(r"transformer_blocks[._](\d+)", b))]
+        return "qwen-image" if max(numbers) > 18 else "flux"
     return "sd3" if any("joint_blocks" in base for base in bases) else None
 
 

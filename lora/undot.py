@@ -19,7 +19,9 @@ proj_in proj_out to_q to_k to_v to_out to_add_out add_q_proj add_k_proj add_v_pr
 img_attn txt_attn img_mlp txt_mlp img_mod txt_mod img_in txt_in time_in vector_in guidance_in in_layer out_layer
 final_layer adaLN_modulation norm_q norm_k norm_added_q norm_added_k norm_out ff_context norm1_context
 query_norm key_norm ln_q ln_k time_text_embed timestep_embedder text_embedder guidance_embedder context_embedder
-x_embedder t_embedder y_embedder pos_embed
+x_embedder t_embedder y_embedder pos_embed cap_embedder
+to_qkv_mlp_proj linear_in linear_out double_stream_modulation_img double_stream_modulation_txt single_stream_modulation
+time_guidance_embed noise_refiner context_refiner feed_forward q_norm k_norm all_final_layer all_x_embedder
 text_model self_attn q_proj k_proj v_proj out_proj layer_norm1 layer_norm2 final_layer_norm text_projection
 token_embedding position_embedding wi_0 wi_1 layer_norm relative_attention_bias
 """,
@@ -33,7 +35,9 @@ _ROOTS = frozenset(
     input_blocks output_blocks middle_block time_embed label_emb out
     transformer_blocks single_transformer_blocks double_blocks single_blocks joint_blocks context_embedder x_embedder
     t_embedder y_embedder pos_embed final_layer norm_out proj_out time_text_embed img_in txt_in time_in vector_in
-    guidance_in text_model text_projection encoder shared
+    guidance_in layers noise_refiner context_refiner cap_embedder all_final_layer all_x_embedder
+    double_stream_modulation_img double_stream_modulation_txt single_stream_modulation time_guidance_embed
+    text_model text_projection encoder shared
     """,
     )
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import comfy.model_base
 import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.samplers
@@ -16,6 +17,15 @@ from .denoiser import HostCond
 
 GUIDANCE = 1.0
 """Flux-like models distilled on a guidance scale are trained at 1: the caption as it is, not exaggerated."""
+
+UNGUIDED = ("Chroma",)
+"""Classes of the host's models that take a guidance too, but were only ever shown the host's default (0)."""
+
+
+def guidance_of(model: Any) -> dict[str, float]:
+    """The guidance to train a model at, as an entry of a CONDITIONING; models without one ignore it."""
+    unguided = tuple(kind for name in UNGUIDED if (kind := getattr(comfy.model_base, name, None)))
+    return {} if isinstance(model, unguided) else {"guidance": GUIDANCE}
 
 
 def check_length(clip: Any, caption: str, source: str) -> None:
@@ -81,7 +91,7 @@ def make_cond(
         sizes: of the picture, see :func:`size_conditions`.
     """
     text, more = conditioning[0]
-    entry = comfy.sampler_helpers.convert_cond([[text, {"guidance": GUIDANCE, **more, **sizes}]])
+    entry = comfy.sampler_helpers.convert_cond([[text, {**guidance_of(patcher.model), **more, **sizes}]])
     device = patcher.load_device
     noise = torch.zeros_like(latents, device=device)
     (encoded,) = comfy.samplers.encode_model_conds(

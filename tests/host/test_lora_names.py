@@ -232,3 +232,139 @@ def test_our_map_is_the_hosts_map(comfy: Any, architecture: str) -> None:
             assert to_sgm(diffusers, structure) == ours
             compared += 1
     assert compared > 50 and names <= known
+
+
+KOHYA = ("lora_up.weight", "lora_down.weight", "alpha")
+PEFT = ("lora_B.weight", "lora_A.weight", None)
+LOKR = ("lokr_w1", "lokr_w2", "alpha")
+TRAINERS: dict[str, tuple[str, tuple[str, str, str | None], list[str]]] = {
+    "sd-scripts SD1.5": ("sd15", KOHYA, [
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
+        "lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_ff_net_0_proj",
+        "lora_unet_mid_block_attentions_0_proj_in",
+        "lora_unet_down_blocks_0_resnets_0_conv1",
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
+    ]),
+    "sd-scripts SDXL": ("sdxl", KOHYA, [
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
+        "lora_unet_middle_block_1_transformer_blocks_9_ff_net_0_proj",
+        "lora_unet_output_blocks_5_1_proj_out",
+        "lora_unet_input_blocks_1_0_in_layers_2",
+        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+        "lora_te2_text_model_encoder_layers_1_mlp_fc1",
+    ]),
+    "sd-scripts SD3": ("sd3", KOHYA, [
+        "lora_unet_joint_blocks_0_x_block_attn_qkv",
+        "lora_unet_joint_blocks_1_context_block_mlp_fc1",
+        "lora_unet_joint_blocks_0_x_block_attn2_qkv",
+        "lora_unet_joint_blocks_2_x_block_adaLN_modulation_1",
+        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+        "lora_te2_text_model_encoder_layers_1_mlp_fc1",
+    ]),
+    "sd-scripts Flux": ("flux", KOHYA, [
+        "lora_unet_double_blocks_0_img_attn_qkv",
+        "lora_unet_double_blocks_0_txt_mlp_0",
+        "lora_unet_double_blocks_0_img_mod_lin",
+        "lora_unet_single_blocks_0_linear1",
+        "lora_unet_single_blocks_1_modulation_lin",
+        "lora_te1_text_model_encoder_layers_1_mlp_fc2",
+    ]),
+    "diffusers SD3": ("sd3", PEFT, [
+        "transformer.transformer_blocks.0.attn.to_q",
+        "transformer.transformer_blocks.0.attn.to_v",
+        "transformer.transformer_blocks.1.attn.add_k_proj",
+        "transformer.transformer_blocks.1.attn.to_add_out",
+        "transformer.transformer_blocks.0.attn2.to_out.0",
+        "transformer.transformer_blocks.0.ff.net.0.proj",
+    ]),
+    "peft SD3": ("sd3", PEFT, [
+        "base_model.model.transformer_blocks.0.attn.to_k",
+        "base_model.model.transformer_blocks.2.ff.net.2",
+    ]),
+    "ai-toolkit Flux": ("flux", PEFT, [
+        "transformer.transformer_blocks.0.attn.to_q",
+        "transformer.transformer_blocks.0.attn.add_v_proj",
+        "transformer.transformer_blocks.0.norm1_context.linear",
+        "transformer.transformer_blocks.0.ff_context.net.2",
+        "transformer.single_transformer_blocks.0.attn.to_k",
+        "transformer.single_transformer_blocks.0.proj_mlp",
+        "transformer.single_transformer_blocks.1.proj_out",
+        "transformer.single_transformer_blocks.1.norm.linear",
+    ]),
+    "OneTrainer SDXL": ("sdxl", KOHYA, [
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q",
+        "lora_unet_up_blocks_0_attentions_2_transformer_blocks_9_attn2_to_out_0",
+        "lora_unet_down_blocks_0_resnets_1_conv2",
+        "lora_unet_add_embedding_linear_1",
+        "lora_te2_text_model_encoder_layers_0_self_attn_out_proj",
+    ]),
+    "OneTrainer SD3": ("sd3", KOHYA, [
+        "lora_transformer_transformer_blocks_0_attn_to_q",
+        "lora_transformer_transformer_blocks_0_attn_add_k_proj",
+        "lora_transformer_transformer_blocks_1_ff_context_net_0_proj",
+    ]),
+    "OneTrainer Flux": ("flux", KOHYA, [
+        "lora_transformer_transformer_blocks_0_attn_to_q",
+        "lora_transformer_single_transformer_blocks_0_attn_to_v",
+        "lora_transformer_single_transformer_blocks_0_proj_mlp",
+        "lora_transformer_context_embedder",
+        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+    ]),
+    "OneTrainer Flux LoKr": ("flux", LOKR, [
+        "lora_transformer_transformer_blocks_0_attn_to_k",
+        "lora_transformer_single_transformer_blocks_1_proj_out",
+    ]),
+    "SimpleTuner LyCORIS Flux": ("flux", LOKR, [
+        "lycoris_transformer_blocks_0_attn_to_q",
+        "lycoris_transformer_blocks_0_attn_to_out_0",
+        "lycoris_transformer_blocks_0_ff_net_0_proj",
+        "lycoris_single_transformer_blocks_0_attn_to_v",
+        "lycoris_single_transformer_blocks_1_proj_mlp",
+    ]),
+    "SimpleTuner LyCORIS SD3": ("sd3", LOKR, [
+        "lycoris_transformer_blocks_0_attn_to_k",
+        "lycoris_transformer_blocks_1_attn_add_q_proj",
+        "lycoris_transformer_blocks_1_ff_net_2",
+    ]),
+    "SimpleTuner LyCORIS SDXL": ("sdxl", LOKR, [
+        "lycoris_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q",
+        "lycoris_mid_block_attentions_0_transformer_blocks_9_ff_net_2",
+    ]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_files_of_other_trainers(comfy: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, trainer: str) -> None:
+    """With the names that they write: fails if we refuse one, or hand the host another ΔW than it finds by itself."""
+    import comfy.lora
+    from safetensors.torch import save_file
+
+    architecture, (up, down, alpha), bases = TRAINERS[trainer]
+    model, clip = build(architecture), text_encoders(architecture)
+    layers = layers_of(model, clip)
+    world = SimpleNamespace(model=model, clip=clip, layers=layers)
+    keys = comfy.lora.model_lora_keys_clip(clip, comfy.lora.model_lora_keys_unet(model, {}))
+    chance, tensors = torch.Generator().manual_seed(1), {}
+    for base in bases:
+        target = keys[base]  # the host knows all of them
+        whole, offset = (target, None) if isinstance(target, str) else (target[0], target[1])
+        shape = list(layers[whole.removesuffix(".weight")])
+        shape[0] = offset[2] if offset else shape[0]
+        if up == "lokr_w1":
+            tensors[f"{base}.{up}"] = torch.randn(2, 2, generator=chance)
+            tensors[f"{base}.{down}"] = torch.randn(shape[0] // 2, shape[1] // 2, generator=chance)
+        else:
+            ones = [1, 1] if len(shape) == 4 else []
+            tensors[f"{base}.{up}"] = torch.randn(shape[0], 2, *ones, generator=chance)
+            tensors[f"{base}.{down}"] = torch.randn(2, *shape[1:], generator=chance)
+        if alpha:
+            tensors[f"{base}.{alpha}"] = torch.tensor(1.5)
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    for known in (layers, None):
+        ours = load_lora(tmp_path / "theirs.safetensors", known)
+        found, expected = host_deltas(world, dict(ours)), host_deltas(world, tensors)
+        assert "lora key not loaded" not in caplog.text
+        assert set(found) == set(expected)
+        for layer, delta in expected.items():
+            assert float(delta.abs().max()) > 0
+            torch.testing.assert_close(found[layer], delta, atol=1e-4, rtol=1e-4, msg=layer)
