@@ -97,6 +97,19 @@ class Adapters:
         with torch.no_grad():
             return bool(torch.stack([factor.abs().sum() for factor in self.parameters()]).isfinite().all())
 
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        """‖ΔW‖, the Frobenius norm over all layers, a float32 scalar on the device.
+
+        ‖B A‖² is the sum of (BᵀB) ∘ (A Aᵀ): products of rank × rank, and ΔW is never made. No waiting for the device.
+        """
+        squares = []
+        for _, down, up in self.factors():
+            a, b = down.flatten(1).float(), up.flatten(1).float()
+            squares.append((self._alpha / len(a)) ** 2 * ((b.T @ b) * (a @ a.T)).sum())
+        device = squares[0].device
+        return torch.stack([square.to(device) for square in squares]).sum().clamp(min=0).sqrt()
+
     def deltas(self) -> dict[str, LowRankDelta]:
         """ΔW of each layer, float32 on the CPU."""
         return {
