@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .captions import LikenessCaptions
 from .dataset import LikenessDataset
 from .lora_files import LikenessLoadLoRA, LikenessSaveLoRA
 from .loss_options import LikenessLossOptions
@@ -14,6 +15,7 @@ from .train import LikenessTrainLoRA
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessDataset,
+    LikenessCaptions,
     LikenessTrainLoRA,
     LikenessTrainingOptions,
     LikenessLossOptions,

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainers.dataset import from_images, load_folder
+from ..trainers.reading import ALPHAS
 from ..trainers.sheet import preview_sheet
 from . import host
 from .types import Dataset
@@ -62,6 +63,14 @@ class LikenessDataset(io.ComfyNode):
                     optional=True,
                     tooltip="One mask for all images, or one each: the loss counts where it is white.",
                 ),
+                io.Combo.Input(
+                    "alpha",
+                    options=list(ALPHAS),
+                    default="composite",
+                    optional=True,
+                    tooltip="What transparency in a picture means. composite: laid on white. mask: the loss counts "
+                    "where the picture is opaque. A mask of its own (cat-masklabel.png for cat.jpg) goes first.",
+                ),
             ],
             outputs=[
                 Dataset.Output(display_name="dataset", tooltip="For the dataset input of Train LoRA."),
@@ -86,6 +95,7 @@ class LikenessDataset(io.ComfyNode):
         flip: bool,
         images: Any = None,
         mask: Any = None,
+        alpha: str = "composite",
     ) -> io.NodeOutput:
         """Read the pictures."""
         common: dict[str, Any] = {
@@ -95,6 +105,7 @@ class LikenessDataset(io.ComfyNode):
             "resolution": resolution,
             "repeats": repeats,
             "flip": flip,
+            "alpha": alpha,
         }
         if images is not None and folder.strip():
             raise ValueError("Both a folder and images are given. Empty folder, or disconnect images.")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from .buckets import Fit, fit
+from .captions import class_caption, filler
 from .denoiser import Cond
+from .reading import ALPHAS, read_caption, read_mask, read_picture
 from .sheet import preview_sheet
 
 
@@ -101,7 +103,19 @@ class TrainingSet:
     prior: tuple[Example, ...] = ()
 
 
-__all__ = ["Example", "Picture", "PictureSet", "TrainingSet", "from_images", "load_folder", "preview_sheet"]
+__all__ = [
+    "Example",
+    "Picture",
+    "PictureSet",
+    "TrainingSet",
+    "class_caption",
+    "from_images",
+    "load_folder",
+    "preview_sheet",
+]
+
+MASK_ENDING = "-masklabel"
+"""``cat-masklabel.png`` is the mask of ``cat.jpg``."""
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 
@@ -116,20 +130,24 @@ def load_folder(
     step: int = 8,
     repeats: int = 1,
     flip: bool = False,
+    alpha: str = "composite",
 ) -> PictureSet:
     """Read the pictures of a folder (not of folders in it), in natural order of their names: 2.png before 10.png.
 
     Args:
         folder: with pictures, and captions beside them: ``cat.txt`` for ``cat.jpg``. In a caption, ``{trigger}`` and
-            ``{class}`` are filled in.
+            ``{class}`` are filled in. Masks beside them: ``cat-masklabel.png`` for ``cat.jpg``, white where the loss
+            counts.
         caption_template: the caption of a picture without a file of its own.
         resolution: pictures are scaled down to about resolution² pixels, and never up.
         step: buckets are multiples of it, in pixels; 8 where latents are an eighth, 64 as SDXL was trained.
         repeats: times each picture is seen in an epoch.
         flip: mirror each half of the times.
+        alpha: transparency is laid on white (``composite``), or is the ``mask`` of pictures without a mask file.
 
     Raises:
-        ValueError: folder missing, no pictures, a file that cannot be read (named), a picture smaller than ``step``.
+        ValueError: folder missing, no pictures, a file that cannot be read (named), a mask without a picture or of
+            another shape, a picture smaller than ``step``.
     """
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}. Make it and put the training pictures into it.")
@@ -142,23 +160,18 @@ def load_folder(
             f"There are no pictures in {folder}. Put some there ({', '.join(sorted(EXTENSIONS))}); folders inside it "
             f"are not searched."
         )
-    fill = _filler(trigger, class_noun)
+    files, masks = _without_masks(files)
+    _check_alpha(alpha)
+    fill = filler(trigger, class_noun)
     default = fill(caption_template, "The caption template")
     pictures = []
     for path in files:
         text = path.with_suffix(".txt")
-        caption = _read_caption(text) if text.is_file() else None
-        pixels = read_picture(path)
-        pictures.append(
-            _picture(
-                pixels,
-                None,
-                default if caption is None else fill(caption, ""),
-                path.name,
-                resolution,
-                step,
-            )
-        )
+        caption = fill(read_caption(text), "") if text.is_file() else default
+        image, mask = read_picture(path, alpha)
+        if path.stem in masks:
+            mask = read_mask(masks[path.stem], image.size)
+        pictures.append(_picture(image, mask, caption, path.name, resolution, step))
     return _picture_set(pictures, repeats, flip, trigger, class_noun)
 
 
@@ -173,11 +186,12 @@ def from_images(
     step: int = 8,
     repeats: int = 1,
     flip: bool = False,
+    alpha: str = "composite",
 ) -> PictureSet:
     """Take the pictures of an IMAGE batch, each with the template's caption. Other arguments as :func:`load_folder`.
 
     Args:
-        images: (B, H, W, 3) in [0, 1]; of (B, H, W, 4) the fourth is alpha, composited on white.
+        images: (B, H, W, 3) in [0, 1]; of (B, H, W, 4) the fourth is alpha.
         masks: (B, H, W) or (1, H, W) in [0, 1], 1 where the loss counts, or None.
 
     Raises:
@@ -192,11 +206,15 @@ def from_images(
                 f"Masks are {tuple(masks.shape)} and pictures {tuple(images.shape)}; expected one mask for each "
                 f"picture or one for all, of the pictures' size."
             )
+    _check_alpha(alpha)
     if images.shape[-1] == 4:
-        alpha = images[..., 3:]
-        images = images[..., :3] * alpha + (1 - alpha)
+        images, opacity = images[..., :3], images[..., 3:]
+        if alpha == "mask" and masks is None:
+            masks = opacity[..., 0]
+        else:
+            images = images * opacity + (1 - opacity)
     pixels = (images.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    caption = _filler(trigger, class_noun)(caption_template, "The caption template")
+    caption = filler(trigger, class_noun)(caption_template, "The caption template")
     pictures = [
         _picture(
             Image.fromarray(pixels[index]),
@@ -217,67 +235,21 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part)
 
 
-def read_picture(path: Path) -> Image.Image:
-    """A picture file as upright RGB: EXIF orientation applied, transparency composited on white, the first frame.
-
-    Raises:
-        ValueError: names the file.
-    """
-    try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            if upright.mode.startswith(("I", "F")):
-                # 16 bits a channel: PIL's own conversion would clip all above 255 to white.
-                values = np.asarray(upright, dtype=np.float64)
-                values = values / 257 if values.max() > 255 else values
-                upright = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
-            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-                upright = upright.convert("RGBA")
-                white = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(white, upright)
-            return upright.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as why:
+def _without_masks(files: Sequence[Path]) -> tuple[list[Path], dict[str, Path]]:
+    """(the pictures, stem of a picture -> its mask file)."""
+    pictures = [path for path in files if not path.stem.endswith(MASK_ENDING)]
+    masks = {path.stem.removesuffix(MASK_ENDING): path for path in files if path.stem.endswith(MASK_ENDING)}
+    if alone := sorted(set(masks) - {path.stem for path in pictures}):
         raise ValueError(
-            f"{path.name} cannot be read as a picture ({why}). Take it out of {path.parent}, or save it anew."
-        ) from why
+            f"{masks[alone[0]].name} is the mask of a picture {alone[0]!r}, which is not there. Add it, or rename the "
+            f"file if it is no mask."
+        )
+    return pictures, masks
 
 
-def _read_caption(path: Path) -> str:
-    try:
-        return " ".join(path.read_text(encoding="utf-8-sig").split())
-    except (OSError, UnicodeDecodeError) as why:
-        raise ValueError(f"The caption {path.name} cannot be read ({why}). Save it as UTF-8 text.") from why
-
-
-def class_caption(caption: str, trigger: str, class_noun: str) -> str | None:
-    """The caption with the class noun in the subject's place: "a sks dog on grass" -> "a dog on grass".
-
-    None where the caption does not name the trigger: nothing in it stands for the subject alone.
-    """
-    if not trigger.strip():
-        return None
-    words = r"\s+".join(re.escape(word) for word in trigger.split())
-    noun = r"\s+".join(re.escape(word) for word in class_noun.split())
-    subject = rf"(?<!\w){words}(?!\w)" + (rf"(?:\s+{noun}(?!\w))?" if noun else "")
-    text, count = re.subn(subject, lambda _: class_noun, caption, flags=re.IGNORECASE)
-    return " ".join(text.split()) if count else None
-
-
-def _filler(trigger: str, class_noun: str) -> Callable[[str, str], str]:
-    """A function that fills {trigger} and {class} in; other braces are an error where ``strict`` names the text."""
-    words = {"trigger": trigger, "class": class_noun}
-
-    def fill(text: str, strict: str) -> str:
-        def word(match: re.Match[str]) -> str:
-            if match.group(1) in words:
-                return words[match.group(1)]
-            if strict:
-                raise ValueError(f"{strict} names {match.group(0)}; it can name {{trigger}} and {{class}}.")
-            return match.group(0)
-
-        return " ".join(re.sub(r"\{([^{}]*)\}", word, text).split())
-
-    return fill
+def _check_alpha(alpha: str) -> None:
+    if alpha not in ALPHAS:
+        raise ValueError(f"alpha is {alpha!r}; choose one of {', '.join(ALPHAS)}.")
 
 
 def _picture(

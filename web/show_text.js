@@ -4,6 +4,7 @@ import { app } from '../../scripts/app.js'
 import { ComfyWidgets } from '../../scripts/widgets.js'
 
 const WAITING = {
+  LikenessCaptions: 'After a run: the captions.',
   LikenessTrainingOptions: 'After a run: which layers learn.',
   LikenessSaveLoRA: 'After a run: where the file was written.',
   LikenessLoadLoRA: 'After a run: what the file says of itself.'

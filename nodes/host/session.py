@@ -19,11 +19,11 @@ from ...lora.keys import from_deltas
 from ...lora.model import LoraTensors
 from ...trainers.config import TrainingConfig
 from ...trainers.curve import loss_curve
-from ...trainers.dataset import Example, PictureSet, TrainingSet, class_caption
+from ...trainers.dataset import Example, Picture, PictureSet, TrainingSet, class_caption
 from ...trainers.loop import Callbacks, TrainingCancelled, TrainingResult, train
 from ..types import Prior, Samples
 from .conditioning import check_length, detach_cond, encode_text, make_cond, size_conditions
-from .denoiser import HostDenoiser, parameterisation
+from .denoiser import HostCond, HostDenoiser, parameterisation
 from .folders import new_run_folder, resumed_run, safe_name
 from .interrupt import Interrupt, InterruptProcessingException
 from .latents import encode_picture, latent_mask
@@ -158,8 +158,21 @@ def _examples(
             texts[caption] = encode_text(clip, caption)
         return texts[caption]
 
+    conds: dict[Any, HostCond] = {}
+
+    def condition(caption: str, picture: Picture, latents: Tensor) -> HostCond:
+        """One for all pictures of that caption, size and crop."""
+        sizes = size_conditions(picture)
+        key = (caption, *sizes.values(), latents.shape)
+        if key not in conds:
+            made = make_cond(patcher, text(caption), latents, sizes)
+            with ordinary_tensors():
+                conds[key] = detach_cond(made, patcher.load_device)
+        return conds[key]
+
     for picture in pictures.pictures:
-        check_length(clip, picture.caption, picture.source)
+        for caption in dict.fromkeys((picture.caption, *picture.variants)):
+            check_length(clip, caption, picture.source)
     examples = []
     with torch.random.fork_rng():  # the host's VAE draws from torch's global generator
         torch.manual_seed(seed)
@@ -168,21 +181,22 @@ def _examples(
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 latents = encode_picture(vae, patcher, picture, mirrored=False)
                 flipped = encode_picture(vae, patcher, picture, mirrored=True) if member.flip else None
-                sizes = size_conditions(picture)
-                cond = make_cond(patcher, text(picture.caption), latents, sizes)
+                cond = condition(picture.caption, picture, latents)
+                variants = tuple(condition(caption, picture, latents) for caption in picture.variants)
                 kept = class_caption(picture.caption, member.trigger, member.class_noun)
-                kept_cond = None if kept is None else make_cond(patcher, text(kept), latents, sizes)
+                kept_cond = None if kept is None else condition(kept, picture, latents)
                 mask = latent_mask(picture, latents)
                 with ordinary_tensors():
                     examples.append(
                         Example(
                             latents=latents[0].clone(),
                             flipped=None if flipped is None else flipped[0].clone(),
-                            cond=detach_cond(cond, patcher.load_device),
+                            cond=cond,
                             mask=None if mask is None else mask.clone(),
                             repeats=member.repeats,
-                            prior_cond=None if kept_cond is None else detach_cond(kept_cond, patcher.load_device),
+                            prior_cond=kept_cond,
                             subject=subject,
+                            variants=variants,
                         )
                     )
     return tuple(examples)

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from likeness.trainers.dataset import from_images, load_folder, natural_key, preview_sheet
@@ -38,6 +40,71 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     picture = load_folder(tmp_path, resolution=64).pictures[0]
     assert picture.original_size == (32, 16) and picture.target_size == (32, 16)
     assert picture.pixels[2, 8].tolist() == [255, 0, 0] and picture.pixels[30, 8].tolist() == [0, 0, 255]
+
+
+def test_alpha_as_mask(tmp_path: Path) -> None:
+    """Fails if opacity is not the mask, stored colours are bleached, or an opaque picture gets a mask for nothing."""
+    image = Image.new("RGBA", (16, 16), (200, 100, 0, 0))
+    image.paste((10, 20, 30, 51), (0, 0, 8, 16))
+    image.save(tmp_path / "1.png")
+    save(tmp_path / "2.png", mode="RGBA", colour=(9, 9, 9, 255))
+    save(tmp_path / "3.jpg")
+    masked, opaque, plain = load_folder(tmp_path, resolution=16, alpha="mask").pictures
+    assert masked.mask is not None
+    assert torch.allclose(masked.mask[:, :8], torch.tensor(0.2)) and (masked.mask[:, 8:] == 0).all()
+    assert masked.pixels[0, 0].tolist() == [10, 20, 30] and masked.pixels[0, 15].tolist() == [200, 100, 0]
+    assert opaque.mask is None and plain.mask is None
+    (first, *_) = load_folder(tmp_path, resolution=16).pictures
+    assert first.mask is None and first.pixels[0, 15].tolist() == [255, 255, 255]
+    with pytest.raises(ValueError, match="'ignore'"):
+        load_folder(tmp_path, resolution=16, alpha="ignore")
+
+
+def test_mask_files_beside_pictures(tmp_path: Path) -> None:
+    """Fails if a mask is trained as a picture, belongs to another one, or does not go before transparency."""
+    save(tmp_path / "cat.jpg", size=(32, 32))
+    save(tmp_path / "cow.png", size=(32, 32), mode="RGBA", colour=(0, 0, 0, 0))
+    save(tmp_path / "dog.png", size=(32, 32))
+    for name, size in (("cat", (32, 32)), ("cow", (16, 16))):  # the second is smaller than its picture
+        mask = Image.new("L", size, 0)
+        mask.paste(255, (0, 0, size[0] // 2, size[1]))
+        mask.save(tmp_path / f"{name}-masklabel.png")
+    cat, cow, dog = load_folder(tmp_path, resolution=32, alpha="mask").pictures
+    assert [picture.source for picture in (cat, cow, dog)] == ["cat.jpg", "cow.png", "dog.png"]
+    for picture in (cat, cow):
+        assert picture.mask is not None
+        assert (picture.mask[:, :14] == 1).all() and (picture.mask[:, 18:] == 0).all()
+    assert dog.mask is None
+    save(tmp_path / "dog-masklabel.png", size=(32, 16), mode="L", colour=255)
+    with pytest.raises(ValueError, match=r"dog-masklabel\.png is 32×16 and its picture 32×32"):
+        load_folder(tmp_path, resolution=32)
+    (tmp_path / "dog.png").unlink()
+    with pytest.raises(ValueError, match=r"dog-masklabel\.png is the mask of a picture 'dog'"):
+        load_folder(tmp_path, resolution=32)
+
+
+@given(
+    opacity=st.lists(st.integers(0, 255), min_size=4, max_size=4),
+    colour=st.tuples(*[st.integers(0, 255)] * 3),
+)
+@settings(max_examples=20, deadline=None)
+def test_alpha_of_a_batch_is_that_of_a_file(
+    opacity: list[int], colour: tuple[int, int, int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Fails if an RGBA batch and the same RGBA file give other pixels or masks, laid on white or as a mask."""
+    array = np.zeros((16, 16, 4), dtype=np.uint8)
+    array[..., :3] = colour
+    array[..., 3] = np.repeat(np.array(opacity, dtype=np.uint8), 4)
+    folder = tmp_path_factory.mktemp("alpha")
+    Image.fromarray(array).save(folder / "a.png")
+    for alpha in ("composite", "mask"):
+        (file,) = load_folder(folder, resolution=16, alpha=alpha).pictures
+        (batch,) = from_images(torch.from_numpy(array)[None].float() / 255, resolution=16, alpha=alpha).pictures
+        assert (file.pixels.int() - batch.pixels.int()).abs().max() <= 1
+        if file.mask is None:
+            assert batch.mask is None or (batch.mask == 1).all()
+        else:
+            assert batch.mask is not None and torch.allclose(file.mask, batch.mask)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

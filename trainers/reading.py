@@ -1,0 +1,87 @@
+"""Files of a training folder: pictures, masks and captions. Whatever cannot be read is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ALPHAS = ("composite", "mask")
+"""What the transparency of a picture means: it is laid on white, or the loss counts where it is opaque."""
+
+_ASPECT = 0.02
+"""Mask and picture may differ so much in their aspect ratio: a mask made at another size was rounded."""
+
+
+def read_picture(path: Path, alpha: str = "composite") -> tuple[Image.Image, np.ndarray | None]:
+    """A picture file as upright RGB: EXIF orientation applied, the first frame.
+
+    Args:
+        path: of the file.
+        alpha: one of :data:`ALPHAS`. With ``mask`` the colours stay as they are stored, those under transparent parts
+            too, so that what is half masked is not bleached.
+
+    Returns:
+        The picture, and with ``mask`` its opacity (H, W) float32 in [0, 1]; None where there is none, or all is opaque.
+
+    Raises:
+        ValueError: names the file.
+    """
+    image = _upright(path)
+    if image.mode != "RGBA":
+        return image, None
+    if alpha == "composite":
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"), None
+    opacity = np.asarray(image.getchannel("A"), dtype=np.float32) / 255
+    return image.convert("RGB"), None if opacity.min() == 1 else opacity
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A mask file, white where the loss counts, at the size (width, height) of its picture: (H, W) float32 in [0, 1].
+
+    Raises:
+        ValueError: names the file; not readable, or of another aspect ratio than the picture.
+    """
+    image = _upright(path)
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    grey = image.convert("L")
+    if abs(grey.width * size[1] / (grey.height * size[0]) - 1) > _ASPECT:
+        raise ValueError(
+            f"The mask {path.name} is {grey.width}×{grey.height} and its picture {size[0]}×{size[1]}. "
+            f"Make it of the picture's shape."
+        )
+    if grey.size != size:
+        grey = grey.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(grey, dtype=np.float32) / 255
+
+
+def read_caption(path: Path) -> str:
+    """A caption file in one line.
+
+    Raises:
+        ValueError: names the file; not UTF-8 text.
+    """
+    try:
+        return " ".join(path.read_text(encoding="utf-8-sig").split())
+    except (OSError, UnicodeDecodeError) as why:
+        raise ValueError(f"The caption {path.name} cannot be read ({why}). Save it as UTF-8 text.") from why
+
+
+def _upright(path: Path) -> Image.Image:
+    """RGBA where the file has transparency, otherwise RGB."""
+    try:
+        with Image.open(path) as file:
+            upright = ImageOps.exif_transpose(file)
+            if upright.mode.startswith(("I", "F")):
+                # 16 bits a channel: PIL's own conversion would clip all above 255 to white.
+                values = np.asarray(upright, dtype=np.float64)
+                values = values / 257 if values.max() > 255 else values
+                upright = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+            transparent = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
+            return upright.convert("RGBA" if transparent else "RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as why:
+        raise ValueError(
+            f"{path.name} cannot be read as a picture ({why}). Take it out of {path.parent}, or save it anew."
+        ) from why
