@@ -1,6 +1,7 @@
 """The true pictures of held-out subjects and styles, shipped as one file: `heldout.zip` (lossless WebP, RGBA).
 
-`python -m tinyworld.truth --references <subject> <folder>` writes a subject's reference pictures with captions.
+`python -m tinyworld.truth --references <subject> <folder>` writes a subject's reference pictures with captions, and
+`--style <style> <folder>` pictures of many things in one held-out style.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .dataset import caption
+from .dataset import caption, words
 from .pictures import composite
 from .split import STYLES, load_split
 
@@ -63,7 +64,9 @@ def true_picture(subject: str, style: str, background: tuple[int, int, int] = (2
         raise ValueError(f"no true picture of {subject!r} in style {style!r}; styles are {', '.join(STYLES)}") from None
 
 
-def write_references(subject: str, folder: Path, styles: tuple[str, ...] | None = None) -> list[Path]:
+def write_references(
+    subject: str, folder: Path, styles: tuple[str, ...] | None = None, trigger: str = TRIGGER
+) -> list[Path]:
     """Reference PNGs of one held-out subject with .txt captions such as "a flat picture of a sks"."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -71,13 +74,39 @@ def write_references(subject: str, folder: Path, styles: tuple[str, ...] | None 
         path = folder / f"{subject}-{style}.png"
         picture = (true_picture(subject, style) * 255).round().astype(np.uint8)
         Image.fromarray(picture).save(path)
-        path.with_suffix(".txt").write_text(caption(TRIGGER, style, None) + "\n")
+        path.with_suffix(".txt").write_text(caption(trigger, style, None) + "\n")
+        written.append(path)
+    return written
+
+
+def write_style(style: str, folder: Path, count: int = 24) -> list[Path]:
+    """PNGs of `count` subjects that the model knows, in a style that it does not: "a sks picture of a cat".
+
+    Raises:
+        ValueError: a style of pretraining, whose pictures are not shipped.
+    """
+    split = load_split()
+    if style not in split.held_out_styles:
+        raise ValueError(f"{style!r} is no held-out style; they are {', '.join(split.held_out_styles)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for subject in split.pretrain_subjects[:: max(1, len(split.pretrain_subjects) // count)][:count]:
+        path = folder / f"{subject}.png"
+        Image.fromarray((true_picture(subject, style) * 255).round().astype(np.uint8)).save(path)
+        path.with_suffix(".txt").write_text(f"a {TRIGGER} picture of a {words(subject)}\n")
         written.append(path)
     return written
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--references", nargs=2, metavar=("SUBJECT", "FOLDER"), required=True)
-    name, target = parser.parse_args().references
-    write_references(name, Path(target))
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--references", nargs=2, metavar=("SUBJECT", "FOLDER"))
+    wanted.add_argument("--style", nargs=2, metavar=("STYLE", "FOLDER"))
+    parser.add_argument("--trigger", default=TRIGGER, help="the subject's word in captions, with --references")
+    arguments = parser.parse_args()
+    if arguments.references:
+        name, target = arguments.references
+        write_references(name, Path(target), trigger=arguments.trigger)
+    else:
+        write_style(arguments.style[0], Path(arguments.style[1]))

@@ -119,3 +119,13 @@ def test_references_leave_one_style_for_the_test(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no true picture of 'pandaa'"):
         truth.write_references("pandaa", tmp_path)
     assert torch.from_numpy(np.asarray(Image.open(written[0]))).shape == (64, 64, 3)
+
+
+def test_pictures_in_a_style_name_what_they_show_and_not_the_style(tmp_path: Path) -> None:
+    """Fails if captions give the held-out style's word away, or all pictures show one thing."""
+    written = truth.write_style("noto-v1", tmp_path, 12)
+    captions = [path.with_suffix(".txt").read_text() for path in written]
+    assert len({path.read_bytes() for path in written}) == len(set(captions)) == 12
+    assert all(text.startswith("a sks picture of a ") and "retro" not in text for text in captions)
+    with pytest.raises(ValueError, match="no held-out style"):
+        truth.write_style("noto", tmp_path)
