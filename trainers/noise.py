@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -25,22 +27,22 @@ def pyramid_noise(noise: Tensor, generator: torch.Generator, levels: int, discou
         The same shape and dtype, marginally N(0, 1).
     """
     height, width = noise.shape[-2:]
-    total, variance = noise, 1.0
+    total, variance = noise, 1.0  # the latter of the sum, Σ discount^2i
     for level in range(1, levels + 1):
         rows, columns = max(1, height >> level), max(1, width >> level)
         coarse = torch.randn(*noise.shape[:-2], rows, columns, generator=generator, dtype=noise.dtype)
         wide = _enlarging(rows, height).to(noise) @ coarse @ _enlarging(columns, width).to(noise).T
         total = total + discount**level * wide
-        variance += discount ** (2 * level)
+        variance += discount**level * discount**level
         if rows == columns == 1:
             break
-    return total / variance**0.5
+    return total / math.sqrt(variance)
 
 
 def _enlarging(few: int, many: int) -> Tensor:
     """(many, few) matrix of a linear interpolation whose rows have norm 1: unit variance in, unit variance out."""
-    columns = interpolate(torch.eye(few)[None], size=many, mode="linear")[0]  # (few, many)
-    return columns.T / columns.norm(dim=0)[:, None]
+    rows: Tensor = interpolate(torch.eye(few)[None], size=many, mode="linear")[0].T
+    return rows / rows.square().sum(1, keepdim=True).sqrt()
 
 
 def perturbed_target(
