@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import tarfile
 import zipfile
 from collections.abc import Mapping
@@ -164,14 +165,16 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]{1,80})", str(error))  # torch's own text advises to run the code
         raise ValueError(
-            f"{path.name} is a pickle that holds more than tensors, and reading it could run code: refused "
-            f"({str(error).splitlines()[0]}). Get the file as safetensors"
+            f"{path.name} is a pickle that holds more than tensors, and reading it could run code: refused"
+            + (f" (it asks for {named[1]})" if named else "")
+            + ". Get the file as safetensors"
         ) from error
     except Exception as error:  # torch raises what the broken archive happens to cause
         raise ValueError(
             f"{path.name} is a torch file that cannot be read (truncated, or not a torch file at all): "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. Get the file as safetensors"
+            f"{str(error).splitlines()[0][:200] if str(error) else type(error).__name__}. Get the file as safetensors"
         ) from error
     for _ in range(3):  # some programs wrap it twice, and a hostile file could hold itself
         if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
@@ -201,11 +204,14 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 def _refuse_archives(path: Path) -> None:
     """Refuse a torch file that would grow when it is read, or that older torch reads in an unsafe way."""
-    if zipfile.is_zipfile(path):
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+    if zipped:
         try:
             with zipfile.ZipFile(path) as archive:
                 packed = [item for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
                 size = sum(item.file_size for item in archive.infolist())
+                script = any(item.filename.endswith("constants.pkl") for item in archive.infolist())
         except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
             raise ValueError(
                 f"{path.name} is a torch file that cannot be read: its archive is broken ({str(error)[:200]}). "
@@ -216,6 +222,8 @@ def _refuse_archives(path: Path) -> None:
                 f"{path.name} is an archive that unpacks to {size} bytes from {path.stat().st_size}, which no torch "
                 "file does: refused. Get the file as safetensors"
             )
+        if script:  # torch before 2.6 would run it
+            raise ValueError(f"{path.name} is a program for torch and not a table of tensors: refused")
     elif tarfile.is_tarfile(path):  # torch before 2.6 runs code of such a file even when told not to (CVE-2025-32434)
         raise ValueError(
             f"{path.name} is a torch file of a form that has not been written since 2018, and older versions of torch "
@@ -248,8 +256,12 @@ def _refuse_by_content(path: Path, start: bytes) -> None:
             f"{path.name} is a web page, not a model: the download needs a login or moved. Download it again"
         )
     pickled = start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04"))
+    # The length of a header may begin with the same bytes: 0x0480 is 1152.
+    pickled = pickled and not (int.from_bytes(start[:8], "little") <= _MAX_HEADER and start[8:9] == b"{")
     if pickled and path.suffix.lower() not in _TORCH_ENDINGS:
         raise ValueError(f"{path.name} is a pickle under another name: refused. Get the file as safetensors")
+    if start[8:9] == b"{" and path.suffix.lower() in _TORCH_ENDINGS:
+        raise ValueError(f"{path.name} is a safetensors file under another name; rename it to end in .safetensors")
     if text.startswith(b"gguf"):
         raise ValueError(f"{path.name} is a GGUF model, not a LoRA. Choose a LoRA as safetensors")
 

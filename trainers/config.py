@@ -9,8 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .layer_rules import parse_rules
+
 TARGETS = ("attention", "attention+feed-forward", "all", "custom")
-OPTIMIZERS = ("adamw", "adafactor", "sgd")
+OPTIMIZERS = ("adamw", "adafactor", "sgd", "adamw-8bit", "lion", "prodigy", "schedule-free")
+ALGORITHMS = ("lora", "dora", "loha", "lokr", "oft")
+INITS = ("kaiming", "gaussian", "pissa", "olora")
 SCHEDULES = ("constant", "cosine", "linear")
 TIMESTEP_SAMPLINGS = ("uniform", "logit-normal", "sigmoid", "shift", "mode", "cosmap")
 TIMESTEP_SHIFTINGS = ("model", "none", "static", "resolution")
@@ -31,14 +35,14 @@ class TrainingConfig:
     Attributes:
         steps: updates in all, those of a resumed run included.
         learning_rate: the peak of the schedule.
-        rank: of the adapter, the same in each layer.
+        rank: of the adapter, where ``layer_rules`` say nothing else; of OFT, the size of the largest block.
         alpha: ΔW = alpha/rank · up · down.
         batch_size: pictures in a batch, all of one bucket.
         seed: decides adapter init, order, σ, noise, dropouts and flips.
         targets: one of :data:`TARGETS`; ``custom`` takes the layers whose name ``target_pattern`` matches.
         target_pattern: regular expression, searched in canonical layer names (``diffusion_model.…``).
-        optimizer: one of :data:`OPTIMIZERS`.
-        weight_decay: decoupled (AdamW, Adafactor), or L2 (SGD).
+        optimizer: one of :data:`OPTIMIZERS`; ``prodigy`` finds the rate itself and wants a ``learning_rate`` of 1.
+        weight_decay: decoupled, or L2 (SGD).
         schedule: one of :data:`SCHEDULES`, after ``warmup_steps`` of linear warm-up.
         warmup_steps: steps from 0 to the peak; the first one has a rate of 0, as in transformers and diffusers.
         gradient_accumulation: batches a step.
@@ -72,6 +76,11 @@ class TrainingConfig:
         pyramid_discount: weight of each such level relative to the one before.
         input_perturbation: γ of the noise that only the network's input gets; 0 = off, 0.1 is usual.
         unmasked_weight: what the loss counts where a mask is 0, in [0, 1); 0.1 keeps the background in mind.
+        algorithm: one of :data:`ALGORITHMS`, see :mod:`.adapters`.
+        init: one of :data:`INITS`: how LoRA's factors begin; DoRA takes the first two, the others have their own.
+        rank_stabilised: ΔW = alpha/√rank · up · down (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732); LoRA and DoRA.
+        lokr_factor: LoKr's small matrix is about so large in each direction; -1 = near the square root.
+        layer_rules: ranks, alphas and learning rates of single layers, a line each, see :mod:`.layer_rules`.
         prior_weight: λ of the loss that keeps what the model knew, see :mod:`.prior`; 0 = off.
         prior_target: one of :data:`PRIOR_TARGETS`: class pictures themselves (DreamBooth), or what the base model
             predicts. Without class pictures it is the latter.
@@ -117,6 +126,11 @@ class TrainingConfig:
     pyramid_discount: float = 0.3
     input_perturbation: float = 0.0
     unmasked_weight: float = 0.0
+    algorithm: str = "lora"
+    init: str = "kaiming"
+    rank_stabilised: bool = False
+    lokr_factor: int = -1
+    layer_rules: str = ""
     prior_weight: float = 0.0
     prior_target: str = "picture"
 
@@ -181,11 +195,44 @@ class TrainingConfig:
         one_of("prior_target", PRIOR_TARGETS)
         share("caption_dropout", one=True)
         share("dropout", one=False)
+        one_of("algorithm", ALGORITHMS)
+        one_of("init", INITS)
+        wrong += self._wrong_adapter()
         if self.targets == "custom" and not self.target_pattern:
             wrong.append("targets is 'custom' but target_pattern is empty; give a regular expression of layer names")
         if wrong:
             raise ValueError("The training configuration cannot be used: " + "; ".join(wrong) + ".")
         return self
+
+    def _wrong_adapter(self) -> list[str]:
+        """What does not go together in algorithm, optimizer and rules."""
+        wrong = []
+        plain = self.algorithm in ("lora", "dora")
+        if not plain and (self.init != "kaiming" or self.rank_stabilised or self.dropout):
+            wrong.append(
+                f"algorithm is {self.algorithm!r}, which has an init and a scale of its own and no dropout; set init "
+                f"to 'kaiming', rank_stabilised to false and dropout to 0"
+            )
+        if self.algorithm == "dora" and self.init in ("pissa", "olora"):
+            wrong.append(f"algorithm is 'dora' and init {self.init!r}; choose init 'kaiming' or 'gaussian'")
+        if self.lokr_factor < 2 and self.lokr_factor != -1:
+            wrong.append(f"lokr_factor is {self.lokr_factor}; it must be -1, or 2 and more")
+        try:
+            rules = parse_rules(self.layer_rules)
+        except ValueError as why:
+            wrong.append(str(why))
+            rules = ()
+        if self.optimizer == "prodigy":
+            if self.learning_rate < 0.1:
+                wrong.append(
+                    f"optimizer is 'prodigy', which finds the rate itself and multiplies it with learning_rate, and "
+                    f"that is {self.learning_rate:g}; set it to 1"
+                )
+            if any(rule.rate != 1 for rule in rules):
+                wrong.append("optimizer is 'prodigy', which has one rate for all layers; take lr=… out of layer_rules")
+        if self.optimizer == "schedule-free" and self.schedule != "constant":
+            wrong.append(f"optimizer is 'schedule-free' and schedule {self.schedule!r}; choose schedule 'constant'")
+        return wrong
 
     def to_json(self) -> str:
         """The configuration as a JSON object, a field a key."""

@@ -1,96 +1,109 @@
-"""LoRA adapters inside a model that is not ours: put in by peft, taken out without a trace."""
+"""Adapters inside a model that is not ours: put in for a while, taken out without a trace."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..lora.delta import LowRankDelta
+from ..lora.resolve import layer_name, tensor_name
+from ..lora.suffixes import DOWN, UP, split
+from .adapters import Dora, LayerAdapter, LowRank, Method, inject
+from .layer_rules import LayerRule, plan_layers
 from .randomness import generator
 
-_ADAPTER = "likeness"
+_EXTRA = "adapter."
 
 
 class Adapters:
     """The adapters that are in a model, by canonical layer name. Made by :func:`injected`."""
 
-    def __init__(self, layers: Mapping[str, Any], alpha: float) -> None:
+    def __init__(self, layers: Mapping[str, LayerAdapter]) -> None:
         self._layers = dict(layers)
-        self._alpha = alpha
 
     def factors(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
-        """(canonical name, down, up) of each layer."""
+        """(canonical name, down, up) of each layer whose adapter is of low rank (LoRA, DoRA), as they are trained."""
         for name, layer in self._layers.items():
-            yield name, layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+            if isinstance(layer, LowRank):
+                there = layer.parameters()
+                yield name, there[DOWN], there[UP]
 
+    @torch.no_grad()
     def begin(self, seed: int, dtype: torch.dtype, device: torch.device | None) -> None:
-        """Fresh factors, each layer's from its own seeded stream; None: on the device of the base weight."""
+        """Fresh numbers, each layer's from its own seeded stream; None: on the device of the base weight."""
         for name, layer in self._layers.items():
-            down, up = layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]
-            where = device or down.weight.device
-            bound = down.weight[0].numel() ** -0.5  # Kaiming uniform with a = √5 is U(−1/√fan_in, 1/√fan_in)
-            drawn = torch.empty(down.weight.shape, dtype=torch.float32)
-            drawn.uniform_(-bound, bound, generator=generator(seed, "adapter", name))
-            # New objects: .data may not move a parameter between any two kinds of device.
-            down.weight = nn.Parameter(drawn.to(where, dtype))
-            up.weight = nn.Parameter(torch.zeros(up.weight.shape, dtype=dtype, device=where))
+            layer.begin(generator(seed, "adapter", name), dtype, device)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Everything that is trained, in a fixed order: down and up of each layer."""
-        return [factor for _, down, up in self.factors() for factor in (down, up)]
+        """Everything that is trained, in a fixed order: down and up of each layer (others: as the algorithm has it)."""
+        return [parameter for layer in self._layers.values() for parameter in layer.parameters().values()]
+
+    def rates(self) -> list[float]:
+        """The factor of the learning rate of each of :meth:`parameters`."""
+        return [layer.plan.rate for layer in self._layers.values() for _ in layer.slots]
 
     def train(self, mode: bool) -> None:
         """Turn the adapters' own dropout on or off; the model's layers are left alone."""
         for layer in self._layers.values():
-            layer.lora_dropout[_ADAPTER].train(mode)
+            layer.train(mode)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The base model alone, without gradients, for as long as the context lasts."""
         for layer in self._layers.values():
-            layer.enable_adapters(False)
+            layer.enable(False)
         try:
             with torch.no_grad():
                 yield
         finally:
             for layer in self._layers.values():
-                layer.enable_adapters(True)
+                layer.enable(True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """CPU copies in the host's naming, in the adapters' own dtype: an ordinary LoRA, and exact to resume from."""
-        tensors: dict[str, Tensor] = {}
-        for name, down, up in self.factors():
-            tensors[f"{name}.lora_up.weight"] = up.detach().cpu().clone().contiguous()
-            tensors[f"{name}.lora_down.weight"] = down.detach().cpu().clone().contiguous()
-            tensors[f"{name}.alpha"] = torch.tensor(self._alpha)
-        return tensors
+        """CPU copies in the host's naming, in the adapters' own dtype: an ordinary file, and exact to resume from
+        (together with :meth:`extra`)."""
+        return {
+            f"{tensor_name(name)}.{suffix}": tensor
+            for name, layer in self._layers.items()
+            for suffix, tensor in layer.tensors().items()
+        }
+
+    def extra(self) -> dict[str, Tensor]:
+        """What resuming to the bit needs besides; empty but for DoRA. The names begin with ``adapter.``."""
+        return {
+            f"{_EXTRA}{tensor_name(name)}.{suffix}": tensor
+            for name, layer in self._layers.items()
+            for suffix, tensor in layer.extra().items()
+        }
 
     @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`tensors` took.
+    def load(self, tensors: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None) -> None:
+        """Put back what :meth:`tensors` and :meth:`extra` took.
 
         Raises:
-            ValueError: other layers or another rank than these adapters have.
+            ValueError: other layers, another algorithm or another rank than these adapters have.
         """
-        there = {name.rsplit(".lora_", 1)[0] for name in tensors if ".lora_" in name}
-        if differing := sorted(there ^ set(self._layers)):
+        there: dict[str, dict[str, Tensor]] = {}
+        known = {name.removeprefix(_EXTRA): tensor for name, tensor in (extra or {}).items() if name.startswith(_EXTRA)}
+        for name, tensor in {**tensors, **known}.items():
+            base, suffix = split(name) or name.rsplit(".", 1)
+            there.setdefault(layer_name(base), {})[suffix] = tensor
+        if differing := sorted(set(there) ^ set(self._layers)):
             raise ValueError(
                 f"The checkpoint adapts other layers than this run ({len(there)} against {len(self._layers)}; for "
                 f"example {differing[0]}). Use the same model and the same targets, or start anew."
             )
-        for name, down, up in self.factors():
-            for factor, saved in ((down, tensors[f"{name}.lora_down.weight"]), (up, tensors[f"{name}.lora_up.weight"])):
-                if factor.shape != saved.shape:
-                    raise ValueError(
-                        f"The checkpoint's {name} is {tuple(saved.shape)} where this run's is {tuple(factor.shape)}. "
-                        f"Use the same model and the same rank, or start anew."
-                    )
-                factor.copy_(saved)
+        for name, layer in self._layers.items():
+            try:
+                layer.load(there[name])
+            except ValueError as why:
+                raise ValueError(
+                    f"The checkpoint's {name} does not fit: {why}. Use the same model, algorithm and rank, or start "
+                    f"anew."
+                ) from why
 
     def finite(self) -> bool:
         """Whether every number of every adapter is finite. Waits for the device."""
@@ -99,28 +112,24 @@ class Adapters:
 
     @torch.no_grad()
     def norm(self) -> Tensor:
-        """‖ΔW‖, the Frobenius norm over all layers, a float32 scalar on the device.
+        """‖ΔW‖, the Frobenius norm over all layers, a scalar on the adapters' device. No waiting for the device.
 
-        ‖B A‖² is the sum of (BᵀB) ∘ (A Aᵀ): products of rank × rank, and ΔW is never made. No waiting for the device.
+        Exactly 0 where nothing is learnt.
         """
-        squares = []
-        for _, down, up in self.factors():
-            a, b = down.flatten(1).float(), up.flatten(1).float()
-            squares.append((self._alpha / len(a)) ** 2 * ((b.T @ b) * (a @ a.T)).sum())
-        device = squares[0].device
-        return torch.stack([square.to(device) for square in squares]).sum().clamp(min=0).sqrt()
+        squares = [layer.squared_norm() for layer in self._layers.values()]
+        return torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
 
     def deltas(self) -> dict[str, LowRankDelta]:
-        """ΔW of each layer, float32 on the CPU."""
+        """ΔW of each layer, float32 on the CPU; empty where the algorithm's is not of low rank."""
         return {
-            name: LowRankDelta(
-                up=up.detach().to("cpu", torch.float32, copy=True).contiguous(),
-                down=down.detach().to("cpu", torch.float32, copy=True).contiguous(),
-                scale=self._alpha / down.shape[0],
-                kind="linear" if down.ndim == 2 else "conv",
-            )
-            for name, down, up in self.factors()
+            name: layer.delta()
+            for name, layer in self._layers.items()
+            if isinstance(layer, LowRank) and not isinstance(layer, Dora)
         }
+
+    def result(self) -> dict[str, Tensor]:
+        """:meth:`tensors` in float32: what is learnt, as the host's loader takes it."""
+        return {name: tensor.float() for name, tensor in self.tensors().items()}
 
 
 @contextmanager
@@ -175,45 +184,43 @@ def injected(
     rank: int,
     alpha: float,
     seed: int,
+    method: Method | None = None,
+    rules: Sequence[LayerRule] = (),
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Iterator[Adapters]:
-    """Put a LoRA beside each layer for as long as the context lasts: y = W x + alpha/rank · up(down(x)).
+    """Put an adapter beside each layer for as long as the context lasts: of a LoRA, y = W x + alpha/rank · up(down(x)).
 
-    A parallel branch: W + ΔW is never made, and W may be of any dtype. The base is frozen. ``down`` begins as
-    Kaiming uniform (a = √5, as nn.Linear), each layer from its own seeded stream; ``up`` as zeros (Hu et al. 2021,
-    arXiv 2106.09685, §4.1), so that training starts from the base model.
+    A parallel branch: W + ΔW is never made, W is never written to, and may be of any dtype. The base is frozen.
+    ``down`` begins as Kaiming uniform (a = √5, as nn.Linear), each layer from its own seeded stream; ``up`` as zeros
+    (Hu et al. 2021, arXiv 2106.09685, §4.1), so that training starts from the base model.
 
     Args:
         modules: prefix of the canonical names -> module: the Denoiser's, and text encoders where they are trained.
         layers: canonical names, from :func:`.targets.matched_layers`.
+        method: another algorithm or init, see :mod:`.adapters`.
+        rules: other ranks, alphas and learning rates for some of the layers.
+        dropout: of the input of LoRA and DoRA.
         dtype: of the adapters.
         device: of the adapters; None: each where its base weight lies. In a model that the host loaded in part, some
             weights lie elsewhere than the computation.
-    """
-    # peft brings transformers with it: seconds that only those who train should pay.
-    from peft import LoraConfig, inject_adapter_in_model
 
+    Raises:
+        ValueError: a rule matches no layer, or the algorithm needs weights that are not there as numbers.
+    """
+    plans = plan_layers(layers, rules, rank, alpha)
     with ExitStack() as stack:
-        adapted: dict[str, nn.Module] = {}
-        for prefix, names in split_names(modules, layers).items():
+        adapted: dict[str, LayerAdapter] = {}
+        for prefix, names in split_names(modules, list(plans)).items():
             module = modules[prefix]
             stack.enter_context(unchanged(module))
             module.requires_grad_(False)
-            if not names:
-                continue
-            # An expression and not a list: peft takes the entries of a list for suffixes too.
-            peft_config = LoraConfig(
-                r=rank,
-                lora_alpha=alpha,  # type: ignore[arg-type]  # a float serves as well
-                lora_dropout=dropout,
-                target_modules="|".join(re.escape(name) for name in names),
-                bias="none",
-            )
-            inject_adapter_in_model(peft_config, module, adapter_name=_ADAPTER)
-            adapted |= {prefix + name: module.get_submodule(name) for name in names}
-        adapters = Adapters({name: adapted[name] for name in layers}, alpha)
+            if names:
+                theirs = {name: plans[prefix + name] for name in names}
+                found = inject(module, theirs, method or Method(), dropout)
+                adapted |= {prefix + name: layer for name, layer in found.items()}
+        adapters = Adapters({name: adapted[name] for name in plans})
         adapters.begin(seed, dtype, device)
         adapters.train(False)
         yield adapters

@@ -183,3 +183,15 @@ def test_tensors_alone_are_read_from_torch_files(tmp_path: Path) -> None:
         read_lora(tmp_path / "list.pt")
     with pytest.raises(FileNotFoundError, match=r"no file b\.safetensors"):
         read_lora(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480])
+def test_a_header_as_long_as_a_pickle_begins_is_no_pickle(length: int, tmp_path: Path) -> None:
+    """Fails if a file is refused for the length of its header: 80 04 also begins a pickle."""
+    for pad in range(length - 160, length):
+        write_safetensors(tmp_path / "a.safetensors", {"a.lora_up.weight": torch.ones(1)}, {"x": "y" * pad})
+        if (tmp_path / "a.safetensors").read_bytes()[:8] == length.to_bytes(8, "little"):
+            break
+    else:
+        pytest.fail("no such header was made")
+    assert set(read_lora(tmp_path / "a.safetensors")[0]) == {"a.lora_up.weight"}

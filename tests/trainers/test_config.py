@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likeness.trainers.config import OPTIMIZERS, SCHEDULES, TrainingConfig
+from likeness.trainers.config import SCHEDULES, TrainingConfig
 
 
 @given(
@@ -15,7 +15,7 @@ from likeness.trainers.config import OPTIMIZERS, SCHEDULES, TrainingConfig
         steps=st.integers(1, 10**6),
         learning_rate=st.floats(1e-9, 1.0),
         seed=st.integers(0, 2**64 - 1),
-        optimizer=st.sampled_from(OPTIMIZERS),
+        optimizer=st.sampled_from(("adamw", "adafactor", "lion")),
         schedule=st.sampled_from(SCHEDULES),
         gradient_checkpointing=st.booleans(),
     )
