@@ -1,7 +1,8 @@
 """Make tinyworld from nothing: `python -m tinyworld.build --tokenizer <host>/comfy/sd1_tokenizer`.
 
-Fetches the artwork (npm), draws it, trains the VAE and tiny-unet, measures both, and writes what ships. Each stage
-leaves its file in `.tinyworld/`, so that a killed build goes on where it stood. Needs resvg_py and the host's packages.
+Fetches the artwork (npm), draws it, trains a VAE and a model, measures both, and writes what ships. Each stage leaves
+its file in `.tinyworld/`, so that a killed build goes on where it stood. Needs resvg_py and the host's packages.
+`--model tiny-mmdit` makes the second model, whose VAE starts from the first one's and which the same judge judges.
 """
 
 from __future__ import annotations
@@ -9,127 +10,130 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from .classifier import JUDGE, accuracy, asked_subjects, train_classifier
-from .dataset import caption, plain_batch, words
+from .assemble import MODELS, WEIGHTS
+from .classifier import JUDGE, asked_subjects, load_judge, train_classifier
+from .measure import measure, sheet
 from .packing import pack
 from .pictures import download_packs, draw_all, load_packs, subjects_with_class
-from .sample import draw_pictures
+from .pretraining import Schedule, encode_all
 from .split import RECORD, STYLES, Split, load_split, make_split, save_split
-from .train_unet import Pretrained, encode_all, train_unet
-from .train_vae import held_out_psnr, train_vae
+from .text import WordTable
+from .train_mmdit import PretrainedFlow, train_mmdit
+from .train_unet import Pretrained, train_unet
+from .train_vae import train_vae
 from .truth import Pictures, write_archive
-from .vae import TinyVAE
+from .vae import SD3, TinyVAE, widened
 
 logger = logging.getLogger(__name__)
-ROOT = Path(__file__).parent
+DOCS = Path(__file__).parent.parent / "docs"
 
 
-def export(model: Pretrained, vae: TinyVAE, weights: Path) -> None:
-    """What ships: int8 UNet with the trained word rows in fp16, fp16 VAE with fp32 scale and shift."""
-    weights.mkdir(exist_ok=True)
-    unet = pack({name: t.detach().cpu() for name, t in model.unet.state_dict().items()})
-    unet["token_ids"] = torch.tensor(model.words.ids, dtype=torch.int32)
-    unet["token_rows"] = model.words.rows.detach().to("cpu", torch.float16)
-    save_file(
-        unet, weights / "tiny-unet.safetensors", {"modelspec.title": "tiny-unet", "modelspec.license": "CC-BY-SA-4.0"}
-    )
+def export(model: str, weights: Mapping[str, Tensor], words: WordTable, vae: TinyVAE, folder: Path) -> None:
+    """What ships: the model in int8 with the trained word rows in fp16, fp16 VAE with fp32 scale and shift."""
+    folder.mkdir(exist_ok=True)
+    packed = pack({name: t.detach().cpu() for name, t in weights.items()})
+    packed["token_ids"] = torch.tensor(words.ids, dtype=torch.int32)
+    packed["token_rows"] = words.rows.detach().to("cpu", torch.float16)
     parts = {name: t.detach().cpu().contiguous() for name, t in vae.state_dict().items()}
     halved = {name: t if t.ndim == 0 else t.to(torch.float16) for name, t in parts.items()}
-    save_file(
-        halved, weights / "tiny-vae.safetensors", {"modelspec.title": "tiny-vae", "modelspec.license": "CC-BY-SA-4.0"}
-    )
+    for name, tensors in ((f"{model}.safetensors", packed), (MODELS[model][0], halved)):
+        title = name.removesuffix(".safetensors")
+        save_file(tensors, folder / name, {"modelspec.title": title, "modelspec.license": "CC-BY-SA-4.0"})
 
 
-def measure(
-    model: Pretrained, vae: TinyVAE, pictures: Pictures, split: Split, tokenizer: CLIPTokenizer
-) -> dict[str, float]:
-    """The model card's figures: held-out PSNR, and how often a classifier of real pictures names what was asked for."""
-    held_out = np.stack([pictures[name, style] for name in split.held_out_subjects for style in STYLES])
-    scores = held_out_psnr(vae, held_out).view(-1, len(STYLES)).mean(0)
-    figures = {f"held-out PSNR, {style} (dB)": float(score) for style, score in zip(STYLES, scores, strict=True)}
-    figures["held-out PSNR, all styles (dB)"] = float(scores.mean())
-    asked = asked_subjects(split)
-    judge = train_classifier(pictures, asked, split.pretrain_styles)
-    save_file(judge.state_dict(), JUDGE, {"modelspec.title": "judge of tiny-unet"})
-    pairs = [(i, j) for i in range(len(asked)) for j in range(len(split.pretrain_styles))]
-    subjects, styles = torch.tensor(pairs).unbind(1)
-    real = plain_batch(np.stack([pictures[asked[i], split.pretrain_styles[j]] for i, j in pairs]))
-    with torch.no_grad():
-        through_vae = vae.from_model_latents(vae.model_latents(real))
-    prompts = [caption(words(asked[i]), split.pretrain_styles[j], None) for i, j in pairs]
-    for name, shown in {
-        "real": real,
-        "real through the VAE": through_vae,
-        "drawn": draw_pictures(model, vae, tokenizer, prompts),
-    }.items():
-        figures[f"subject named right, {name}"], figures[f"style named right, {name}"] = accuracy(
-            judge, shown, subjects, styles
-        )
-    return figures
-
-
-def sheet(drawn: Tensor, columns: int) -> Image.Image:
-    """(B, 3, H, W) in [0, 1] -> one picture, `columns` a row."""
-    rows = [torch.cat(list(part), 2) for part in torch.split(drawn, columns)]
-    pixels = torch.cat(rows, 1).permute(1, 2, 0).mul(255).round().byte().numpy()
-    return Image.fromarray(pixels)
-
-
-def build(work: Path, tokenizer_folder: Path, vae_steps: int, unet_steps: int, batch: int, device: str) -> None:
-    """All stages in order; figures go to `work`/figures.json and a sheet of samples to docs/tinyworld.png."""
-    torch.set_flush_denormal(True)
-    tokenizer = CLIPTokenizer.from_pretrained(str(tokenizer_folder))
+def load_pictures(work: Path) -> tuple[Split, Pictures]:
+    """The split and every picture, drawn once."""
     download_packs(work / "packs")
     packs = load_packs(work / "packs")
     if not RECORD.exists():
         save_split(make_split(subjects_with_class(work / "packs", packs)))
     split = load_split()
-    pictures = draw_all(packs, sorted(split.class_of), work / "pictures.npz")
-    shipped = [(name, style) for name in split.held_out_subjects for style in STYLES]
-    shipped += [(name, style) for name in split.pretrain_subjects for style in split.held_out_styles]
-    write_archive({pair: pictures[pair] for pair in shipped})
+    return split, draw_all(packs, sorted(split.class_of), work / "pictures.npz")
 
-    seen = [*split.pretrain_subjects, *split.other_subjects]
-    rgba = np.stack([pictures[name, style] for name in seen for style in split.pretrain_styles])
-    held_out = np.stack([pictures[name, style] for name in split.held_out_subjects for style in STYLES])
-    done = work / "vae_final.pt"
-    vae = TinyVAE()
+
+def load_vae(vae: TinyVAE, split: Split, pictures: Pictures, folder: Path, steps: int, device: str) -> TinyVAE:
+    """The autoencoder, trained from where `vae` is; once."""
+    done = folder / "vae_final.pt"
     if not done.exists():
-        vae = train_vae(rgba, held_out, work, steps=vae_steps, device=device).cpu()
-        torch.save(vae.state_dict(), done)
-    vae.load_state_dict(torch.load(done, weights_only=True))
+        seen = [*split.pretrain_subjects, *split.other_subjects]
+        rgba = np.stack([pictures[name, style] for name in seen for style in split.pretrain_styles])
+        held_out = np.stack([pictures[name, style] for name in split.held_out_subjects for style in STYLES])
+        trained = train_vae(rgba, held_out, folder, steps=steps, device=device, start=vae).cpu()
+        torch.save(trained.state_dict(), done)
+    vae.cpu().load_state_dict(torch.load(done, weights_only=True))
+    return vae
 
+
+def build(
+    model: str, work: Path, tokenizer_folder: Path, vae_steps: int, steps: int, batch: int, device: str
+) -> dict[str, float]:
+    """All stages in order; figures go to the model's figures.json and a sheet of samples to docs/."""
+    torch.set_flush_denormal(True)
+    tokenizer = CLIPTokenizer.from_pretrained(str(tokenizer_folder))
+    split, pictures = load_pictures(work)
     pairs = tuple((name, style) for name in split.pretrain_subjects for style in split.pretrain_styles)
-    latents = encode_all(vae, pictures, pairs, work / "latents.pt")
-    model = train_unet(latents, split, tokenizer, work, steps=unet_steps, batch=batch, device=device).cpu()
-    export(model, vae, ROOT / "weights")
-    figures = measure(model, vae, pictures, split, tokenizer)
-    (work / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    trained: Pretrained | PretrainedFlow
+    if model == "tiny-unet":
+        folder, picture = work, DOCS / "tinyworld.png"
+        shipped = [(name, style) for name in split.held_out_subjects for style in STYLES]
+        shipped += [(name, style) for name in split.pretrain_subjects for style in split.held_out_styles]
+        write_archive({pair: pictures[pair] for pair in shipped})
+        torch.manual_seed(0)
+        vae = load_vae(TinyVAE(), split, pictures, folder, vae_steps, device)
+        latents = encode_all(vae, pictures, pairs, folder / "latents.pt")
+        trained = train_unet(latents, split, tokenizer, folder, steps=steps, batch=batch, device=device).cpu()
+        export(model, trained.unet.state_dict(), trained.words, vae, WEIGHTS)
+        judge = train_classifier(pictures, asked_subjects(split), split.pretrain_styles)
+        save_file(judge.state_dict(), JUDGE, {"modelspec.title": "judge of tiny-unet"})
+    else:
+        folder, picture = work / "mmdit", DOCS / "tinyworld-mmdit.png"
+        torch.manual_seed(0)
+        four = TinyVAE()
+        four.load_state_dict({n: t.float() for n, t in load_file(WEIGHTS / MODELS["tiny-unet"][0]).items()})
+        vae = load_vae(widened(four, SD3), split, pictures, folder, vae_steps, device)
+        latents = encode_all(vae, pictures, pairs, folder / "latents.pt")
+        plan = Schedule(steps, batch, LEARNING_RATE, device=device)
+        trained = train_mmdit(latents, split, tokenizer, folder, plan).cpu()
+        export(model, trained.mmdit.state_dict(), trained.words, vae, WEIGHTS)
+        judge = load_judge(split)
+    figures = measure(trained, vae, pictures, split, tokenizer, judge)
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     for name, value in figures.items():
         logger.info("%s: %.3f", name, value)
-    shown = [
-        caption(words(name), style, None) for name in asked_subjects(split)[::6] for style in split.pretrain_styles
-    ]
-    sheet(draw_pictures(model, vae, tokenizer, shown), 6).save(ROOT.parent / "docs" / "tinyworld.png")
+    sheet(trained, vae, split, tokenizer).save(picture)
+    return figures
 
+
+LEARNING_RATE = 8e-4
+STEPS = {"tiny-unet": (2500, 9000, 16), "tiny-mmdit": (1000, 8000, 64)}  # the VAE's, the model's, the model's batch
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(MODELS), default="tiny-unet")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with CLIP-L's vocab.json and merges.txt")
-    parser.add_argument("--work", type=Path, default=ROOT.parent / ".tinyworld")
-    parser.add_argument("--vae-steps", type=int, default=2500)
-    parser.add_argument("--unet-steps", type=int, default=9000)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--work", type=Path, default=Path(__file__).parent.parent / ".tinyworld")
+    parser.add_argument("--vae-steps", type=int, help="default: 2500, or 1000 for tiny-mmdit")
+    parser.add_argument("--steps", "--unet-steps", type=int, help="default: 9000, or 8000 for tiny-mmdit")
+    parser.add_argument("--batch", type=int, help="default: 16, or 64 for tiny-mmdit")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    build(options.work, options.tokenizer, options.vae_steps, options.unet_steps, options.batch, options.device)
+    vae_steps, steps, batch = STEPS[options.model]
+    build(
+        options.model,
+        options.work,
+        options.tokenizer,
+        options.vae_steps or vae_steps,
+        options.steps or steps,
+        options.batch or batch,
+        options.device,
+    )

@@ -1,7 +1,10 @@
-"""The text side of tiny-unet: CLIP-L's shape, where each word's row goes straight to the cross-attention.
+"""The text side of the small models: CLIP-L's shape, where each word's row goes straight to the attention.
 
 Every layer's output projections are zero, so the encoder is LayerNorm(token row): what pretraining learns is one row a
 word. Shipped are the rows that were trained; the others are drawn from a seed, as a rare word's row would be.
+
+SD3 takes the rows from before the last layer, without LayerNorm, and the last layer's output at the first END as the
+pooled vector. There that layer attends to all words alike and passes them on, so the pooled vector is their mean.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ class WordTable(nn.Module):
         self.row_of = {token: row for row, token in enumerate(self.ids)}
         self.rows = nn.Parameter(seeded_rows(seed)[self.ids])
 
-    def forward(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Caption tokens -> context (B, n, 768) and bias (B, 1, 1, n).
+    def entries(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Caption tokens -> their rows (B, n, 768) and bias (B, 1, 1, n), -∞ where a caption has no entry.
 
         Equal to the host's 77 tokens: START, the words, END repeated; the repeats are one entry with bias log m.
         """
@@ -48,8 +51,18 @@ class WordTable(nn.Module):
             bias[i, : len(entries) - 1] = 0
             bias[i, len(entries) - 1] = math.log(LENGTH - len(words) - 1)
         device = self.rows.device
-        context = functional.layer_norm(self.rows[rows.to(device)], (WIDTH,))
-        return context, bias[:, None, None].to(device)
+        return self.rows[rows.to(device)], bias[:, None, None].to(device)
+
+    def forward(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Caption tokens -> SD1.5's context (B, n, 768) and bias (B, 1, 1, n), as `entries`."""
+        rows, bias = self.entries(tokens)
+        return functional.layer_norm(rows, (WIDTH,)), bias
+
+    def pooled(self, rows: Tensor, bias: Tensor) -> Tensor:
+        """SD3's pooled vector (B, 768) of `entries`: LayerNorm(END's row + mean of the LayerNorms of all rows)."""
+        there = (bias[:, 0, 0] > float("-inf")).to(rows.dtype)[..., None]
+        mean = (functional.layer_norm(rows, (WIDTH,)) * there).sum(1) / there.sum(1)
+        return functional.layer_norm(self.rows[self.row_of[END]] + mean, (WIDTH,))
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> list[list[int]]:
@@ -57,8 +70,13 @@ def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> list[list[int
     return [list(ids) for ids in tokenizer(list(captions), add_special_tokens=False)["input_ids"]]
 
 
-def clip_weights(ids: Tensor, rows: Tensor, seed: int = 0, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
-    """The whole text encoder as a checkpoint has it (`text_model.…`, 123M parameters), around the trained rows."""
+def clip_weights(
+    ids: Tensor, rows: Tensor, seed: int = 0, dtype: torch.dtype = torch.float16, pooling: bool = False
+) -> dict[str, Tensor]:
+    """The whole text encoder as a checkpoint has it (`text_model.…`, 123M parameters), around the trained rows.
+
+    `pooling` makes the last layer the mean over the words, for models that take CLIP's pooled vector.
+    """
     table = seeded_rows(seed)
     table[ids.long()] = rows.float()
     generator = torch.Generator().manual_seed(seed + 1)
@@ -86,4 +104,10 @@ def clip_weights(ids: Tensor, rows: Tensor, seed: int = 0, dtype: torch.dtype = 
         for norm in ("layer_norm1", "layer_norm2"):
             weights[f"{prefix}.{norm}.weight"] = torch.ones(WIDTH, dtype=dtype)
             weights[f"{prefix}.{norm}.bias"] = torch.zeros(WIDTH, dtype=dtype)
+    if pooling:
+        last = f"text_model.encoder.layers.{LAYERS - 1}.self_attn"
+        for name in ("q_proj", "k_proj"):  # equal logits: END attends to START, the words and itself alike
+            weights[f"{last}.{name}.weight"] = torch.zeros(WIDTH, WIDTH, dtype=dtype)
+        for name in ("v_proj", "out_proj"):
+            weights[f"{last}.{name}.weight"] = torch.eye(WIDTH, dtype=dtype)
     return weights

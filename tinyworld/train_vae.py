@@ -45,18 +45,21 @@ def train_vae(
     latent_noise: float = 0.05,
     device: str = "cpu",
     seed: int = 0,
+    start: TinyVAE | None = None,
 ) -> TinyVAE:
     """Minimise MSE (+ a little L1 for edges); latents are kept near unit std and slightly noisy, so that diffusion's
-    small errors stay small. Returns the moving average of the weights, calibrated."""
+    small errors stay small. Returns the moving average of the weights, calibrated. `start`: weights to go on from."""
     torch.manual_seed(seed)
-    vae = TinyVAE().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae: TinyVAE = (start or TinyVAE()).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels = vae.latents.channels
     average: TinyVAE = copy.deepcopy(vae)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     first = load_progress(folder / "vae", {"model": vae, "average": average, "optimizer": optimizer})
     for step in range(first, steps):
         rng = np.random.default_rng((seed, 1, step))
         pictures = _draw_batch(rng, rgba, batch).to(device, memory_format=torch.channels_last)
-        noise = torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(seed * 10**6 + step)).to(device)
+        generator = torch.Generator().manual_seed(seed * 10**6 + step)
+        noise = torch.randn(batch, channels, 8, 8, generator=generator).to(device)
         for group in optimizer.param_groups:
             warm = min(1.0, (step + 1) / 200)
             group["lr"] = learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-6
@@ -64,11 +67,11 @@ def train_vae(
             latents = vae.encode(pictures)
             result = vae.decode(latents + latent_noise * noise).float()
         latents = latents.float()
-        channels = latents.transpose(0, 1).flatten(1)
-        spread = channels.mean(1).square().mean() + (channels.std(1) - 1).square().mean()
+        by_channel = latents.transpose(0, 1).flatten(1)
+        spread = by_channel.mean(1).square().mean() + (by_channel.std(1) - 1).square().mean()
         loss = functional.mse_loss(result, pictures) + 0.03 * functional.l1_loss(result, pictures) + 1e-3 * spread
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         decay = min(0.998, (1 + step) / (10 + step))
