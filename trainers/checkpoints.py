@@ -142,7 +142,10 @@ def check_resumable(checkpoint: Checkpoint, config: TrainingConfig) -> None:
             f"The checkpoint has {checkpoint.step} steps already and the run is to have {config.steps} in all. "
             f"Set steps above {checkpoint.step} to go on."
         )
-    fixed: Sequence[str] = ("rank", "alpha", "targets", "target_pattern", "optimizer", "adapter_dtype")
+    fixed: Sequence[str] = (
+        *("rank", "alpha", "targets", "target_pattern", "optimizer", "adapter_dtype"),
+        *("algorithm", "init", "rank_stabilised", "lokr_factor", "layer_rules"),
+    )
     differing = [
         f"{name} is {getattr(config, name)!r}, the checkpoint's is {getattr(checkpoint.config, name)!r}"
         for name in fixed

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from ..lora.delta import LowRankDelta
 from . import checkpoints, optimizers
+from .adapters import Method
 from .batches import Batch, Batches, check_data
 from .checkpoints import Checkpoint
 from .config import TrainingConfig
 from .dataset import TrainingSet
 from .denoiser import Cond, Denoiser
+from .layer_rules import parse_rules
 from .lora import Adapters, injected
 from .objectives import diffusion_loss
 from .prior import PriorBatches
@@ -141,6 +143,8 @@ def train(
                 rank=config.rank,
                 alpha=config.alpha,
                 seed=config.seed,
+                method=Method.of(config),
+                rules=parse_rules(config.layer_rules),
                 dropout=config.dropout,
                 dtype=_DTYPES[config.adapter_dtype],
                 device=denoiser.device,
@@ -193,11 +197,13 @@ class _Run:
         self.prior = (
             PriorBatches(data, denoiser.sigmas, denoiser.device, config, *kind) if config.prior_weight > 0 else None
         )
-        self.optimizer = optimizers.build(config.optimizer, self.parameters, config.learning_rate, config.weight_decay)
+        self.optimizer = optimizers.build(
+            config.optimizer, self.parameters, config.learning_rate, config.weight_decay, adapters.rates()
+        )
         self.losses: list[float] = []
         self.step = 0
         if start is not None:
-            adapters.load(start.adapters)
+            adapters.load(start.adapters, start.optimizer)
             optimizers.load_state_tensors(self.optimizer, start.optimizer)
             self.losses, self.step = list(start.losses), start.step
         self.first_step = self.step
@@ -350,7 +356,7 @@ class _Run:
             losses=tuple(self.losses),
             config=self.config,
             adapters=self.adapters.tensors(),
-            optimizer=optimizers.state_tensors(self.optimizer),
+            optimizer={**optimizers.state_tensors(self.optimizer), **self.adapters.extra()},
         )
         checkpoints.save(self.folder, state, self.config.keep_last)
         self.saved_step = self.step
