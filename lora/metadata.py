@@ -44,6 +44,13 @@ FAMILIES = {
     "sd3": Family("stable-diffusion-3", "sd3"),
     "flux": Family("flux-1-dev", "flux1", "https://github.com/black-forest-labs/flux"),
 }
+_LYCORIS: dict[str, dict[str, object]] = {
+    "hada_w1_a": {"algo": "loha"},
+    "lokr_w1": {"algo": "lokr"},
+    "lokr_w1_a": {"algo": "lokr"},
+    "oft_blocks": {"algo": "diag-oft"},
+    "dora_scale": {"algo": "locon", "dora_wd": True, "wd_on_out": True},
+}
 _PREDICTION = {"eps": "epsilon", "epsilon": "epsilon", "v": "v", "flow": "flow"}
 
 
@@ -128,10 +135,13 @@ def complete_metadata(
     """
     out = dict(metadata)
     out.setdefault("ss_network_module", "networks.lora")
+    other = lycoris_args(tensors)
+    if other:
+        out["ss_network_module"] = "lycoris.kohya"
     for key, value in zip(("ss_network_dim", "ss_network_alpha"), rank_and_alpha(tensors), strict=True):
         if value is not None:
             out.setdefault(key, str(value))
-    args = {"naming": naming} if naming else {}
+    args = other | ({"naming": naming} if naming else {})
     out["ss_network_args"] = json.dumps(args)
     out["ss_output_name"] = title
     out["modelspec.sai_model_spec"] = "1.0.0"
@@ -141,6 +151,15 @@ def complete_metadata(
     out["sshs_legacy_hash"] = legacy_hash(tensors, out)
     out["modelspec.hash_sha256"] = f"0x{out['sshs_model_hash']}"
     return out
+
+
+def lycoris_args(tensors: Mapping[str, Tensor]) -> dict[str, object]:
+    """The network arguments of LyCORIS' trainer for what these tensors are; empty for a plain LoRA."""
+    there = {split[1] for key in tensors if (split := suffixes.split(key))}
+    for suffix, args in _LYCORIS.items():
+        if suffix in there:
+            return dict(args)
+    return {}
 
 
 def tag_frequency(captions: Sequence[str]) -> dict[str, int]:

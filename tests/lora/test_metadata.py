@@ -98,3 +98,16 @@ def test_peft_alpha_is_found_in_a_diffusers_file() -> None:
     config["unet.alpha_pattern"] = {"attentions.0.proj_in": 2}
     assert peft_alphas({"lora_adapter_metadata": json.dumps(config)}, lora) == {base: 4.0}
     assert peft_alphas({}, lora) == peft_alphas({"lora_adapter_metadata": "{"}, lora) == {}
+
+
+def test_files_of_other_algorithms_say_so() -> None:
+    """Fails if a LoHa, LoKr, OFT or DoRA file is announced as the plain LoRA that it is not."""
+    for suffix, algo in (
+        ("hada_w1_a", "loha"),
+        ("lokr_w1", "lokr"),
+        ("oft_blocks", "diag-oft"),
+        ("dora_scale", "locon"),
+    ):
+        written = complete_metadata({f"lora_unet_x.{suffix}": torch.ones(2, 2)}, {"ss_network_module": "a"}, title="t")
+        assert written["ss_network_module"] == "lycoris.kohya"
+        assert json.loads(written["ss_network_args"])["algo"] == algo
