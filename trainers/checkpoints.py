@@ -4,6 +4,8 @@
 
 - ``lora.safetensors``: the adapters in the host's naming, an ordinary LoRA that can be used at once;
 - ``optimizer.safetensors``: the optimizer's state;
+- ``average.safetensors``, where a moving average is kept: it and the adapters that are trained, exactly; then
+  ``lora.safetensors`` is the average;
 - ``state.json``: the step, all losses so far, the configuration.
 
 Random numbers need no state, see :mod:`.randomness`.
@@ -15,7 +17,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from .config import TrainingConfig
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)")
+_AVERAGE = "average.safetensors"
 _FILES = ("lora.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -40,6 +43,7 @@ class Checkpoint:
     config: TrainingConfig
     adapters: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
+    average: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,6 +82,8 @@ def save(folder: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
     # A name with "format" tells other loaders whose tensors these are.
     write_safetensors(partial / "lora.safetensors", dict(checkpoint.adapters), {"format": "pt"})
     write_safetensors(partial / "optimizer.safetensors", dict(checkpoint.optimizer), {"format": "pt"})
+    if checkpoint.average:
+        write_safetensors(partial / _AVERAGE, dict(checkpoint.average), {"format": "pt"})
     state = {
         "format": FORMAT,
         "step": checkpoint.step,
@@ -126,6 +132,7 @@ def load(path: Path) -> Checkpoint:
             config=TrainingConfig.from_mapping(state["config"]),
             adapters=load_file(folder / "lora.safetensors"),
             optimizer=load_file(folder / "optimizer.safetensors"),
+            average=load_file(folder / _AVERAGE) if (folder / _AVERAGE).is_file() else {},
         )
     except Exception as why:  # safetensors has an error class of its own
         raise ValueError(f"The checkpoint {folder} cannot be read: {why}. Resume from another one.") from why

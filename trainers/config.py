@@ -24,6 +24,7 @@ WEIGHTINGS = ("none", "truncated-snr", "debiased", "p2")
 DTYPES = ("fp32", "bf16")
 PRECISIONS = ("as loaded", "bf16", "fp16", "fp32")
 PRIOR_TARGETS = ("picture", "prediction")
+TEXT_ENCODERS = ("all", "first", "second", "custom")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ class TrainingConfig:
         prior_weight: λ of the loss that keeps what the model knew, see :mod:`.prior`; 0 = off.
         prior_target: one of :data:`PRIOR_TARGETS`: class pictures themselves (DreamBooth), or what the base model
             predicts. Without class pictures it is the latter.
+        text_encoder_learning_rate: the peak of the schedule in text encoders; 0 = they are not trained.
+        text_encoders: one of :data:`TEXT_ENCODERS`; ``custom`` takes the layers that ``text_encoder_pattern`` matches.
+        text_encoder_pattern: regular expression, searched in canonical layer names (``clip_l.…``, ``t5xxl.…``).
+        ema_decay: of the moving average that samples, checkpoints and the result are taken from, see :mod:`.ema`;
+            0 = off, 0.99 to 0.999 is usual.
     """
 
     steps: int = 500
@@ -133,6 +139,10 @@ class TrainingConfig:
     layer_rules: str = ""
     prior_weight: float = 0.0
     prior_target: str = "picture"
+    text_encoder_learning_rate: float = 0.0
+    text_encoders: str = "all"
+    text_encoder_pattern: str = ""
+    ema_decay: float = 0.0
 
     def validate(self) -> TrainingConfig:
         """Return self.
@@ -164,6 +174,8 @@ class TrainingConfig:
         for name in ("weight_decay", "warmup_steps", "max_grad_norm", "min_snr_gamma", "noise_offset"):
             at_least(name, 0)
         at_least("prior_weight", 0)
+        at_least("text_encoder_learning_rate", 0)
+        share("ema_decay", one=False)
         for name in ("checkpoint_every", "keep_last", "sample_every", "seed"):
             at_least(name, 0)
         for name in ("p2_gamma", "pyramid_levels", "input_perturbation"):
@@ -193,6 +205,7 @@ class TrainingConfig:
         one_of("adapter_dtype", DTYPES)
         one_of("precision", PRECISIONS)
         one_of("prior_target", PRIOR_TARGETS)
+        one_of("text_encoders", TEXT_ENCODERS)
         share("caption_dropout", one=True)
         share("dropout", one=False)
         one_of("algorithm", ALGORITHMS)
@@ -200,6 +213,8 @@ class TrainingConfig:
         wrong += self._wrong_adapter()
         if self.targets == "custom" and not self.target_pattern:
             wrong.append("targets is 'custom' but target_pattern is empty; give a regular expression of layer names")
+        if self.text_encoders == "custom" and not self.text_encoder_pattern:
+            wrong.append("text_encoders is 'custom' but text_encoder_pattern is empty; give a regular expression")
         if wrong:
             raise ValueError("The training configuration cannot be used: " + "; ".join(wrong) + ".")
         return self
@@ -227,6 +242,11 @@ class TrainingConfig:
                 wrong.append(
                     f"optimizer is 'prodigy', which finds the rate itself and multiplies it with learning_rate, and "
                     f"that is {self.learning_rate:g}; set it to 1"
+                )
+            if self.text_encoder_learning_rate not in (0, self.learning_rate):
+                wrong.append(
+                    f"optimizer is 'prodigy', which has one rate for all layers; set text_encoder_learning_rate to "
+                    f"{self.learning_rate:g} too, or to 0"
                 )
             if any(rule.rate != 1 for rule in rules):
                 wrong.append("optimizer is 'prodigy', which has one rate for all layers; take lr=… out of layer_rules")

@@ -6,8 +6,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,13 +16,16 @@ from torch import Tensor
 from ..lora.delta import LowRankDelta
 from . import checkpoints, optimizers
 from .adapters import Method
+from .bands import band_edges, band_means, band_sums, named_sums
 from .batches import Batch, Batches, check_data
 from .checkpoints import Checkpoint
 from .config import TrainingConfig
 from .dataset import TrainingSet
 from .denoiser import Cond, Denoiser
+from .ema import MovingAverage, load_trained, trained_tensors
 from .layer_rules import parse_rules
 from .lora import Adapters, injected
+from .modules import trained_modules
 from .objectives import diffusion_loss
 from .prior import PriorBatches
 from .randomness import derived_seed, generator
@@ -30,13 +33,16 @@ from .rebinding import Rebinding
 from .recompute import recomputed_blocks
 from .runlog import LossReader, RunLog
 from .schedule import rate_factor
-from .targets import PREFIX, matched_layers
 
 log = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _FP16_LOSS_SCALE = 4096.0
 """Gradients of a mean over latents are near 1e-5; fp16 ends at 6e-8. A power of two, so nothing is rounded by it."""
+_SMOOTHED = 50
+"""Losses in the mean that the log gives beside each."""
+_NORMS = 100
+"""How often in a run the norm of what was learnt is logged."""
 
 
 def _no_progress(step: int, steps: int, loss: float, seconds_left: float) -> None:
@@ -51,6 +57,10 @@ def _no_sample(step: int) -> None:
     """Ignore it."""
 
 
+def _no_record(record: Mapping[str, float]) -> None:
+    """Ignore it."""
+
+
 @dataclass(frozen=True)
 class Callbacks:
     """What the loop tells and asks its caller.
@@ -59,11 +69,13 @@ class Callbacks:
         progress: (steps done, steps in all, loss of the last known step, seconds left).
         cancelled: asked before each batch; True stops the run.
         sample: called after step k every ``sample_every`` steps, with the adapters in place and gradients off.
+        record: gets each line of the log, those before a resume first.
     """
 
     progress: Callable[[int, int, float, float], None] = _no_progress
     cancelled: Callable[[], bool] = _never
     sample: Callable[[int], None] = _no_sample
+    record: Callable[[Mapping[str, float]], None] = _no_record
 
 
 @dataclass(frozen=True)
@@ -71,11 +83,13 @@ class TrainingResult:
     """What was learnt.
 
     Attributes:
-        deltas: canonical layer name -> ΔW, float32 on the CPU.
+        deltas: canonical layer name -> ΔW, float32 on the CPU; empty where the algorithm's is not of low rank.
         losses: one a step, from the first step on (those before a resume included).
         steps_done: updates made.
         folder: the run's folder.
         config: the configuration it was trained with.
+        records: the lines of the log.
+        tensors: what was learnt in the host's naming, whatever the algorithm, float32 on the CPU.
     """
 
     deltas: Mapping[str, LowRankDelta]
@@ -83,6 +97,8 @@ class TrainingResult:
     steps_done: int
     folder: Path
     config: TrainingConfig
+    records: tuple[Mapping[str, float], ...] = ()
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class TrainingCancelled(Exception):
@@ -95,6 +111,10 @@ class TrainingCancelled(Exception):
 
 class TrainingDiverged(ValueError):
     """The loss or the adapter is no finite number any more."""
+
+
+class NothingLearned(ValueError):
+    """All steps were made, and the adapter still changes nothing."""
 
 
 def train(
@@ -118,12 +138,12 @@ def train(
     Raises:
         TrainingCancelled: carries the result so far.
         TrainingDiverged: loss or adapter became NaN or infinite; the last good checkpoint is kept.
+        NothingLearned: after the last of two or more steps ΔW is zero; its checkpoint is kept.
         ValueError: configuration, data or checkpoint do not fit; says which and what to do.
     """
     config.validate()
     check_data(data)
-    modules = {PREFIX: denoiser.module, **getattr(denoiser, "text_encoders", {})}
-    layers = matched_layers(modules, config.targets, config.target_pattern)
+    trained = trained_modules(denoiser, config)
     start = None
     if resume_from is not None:
         start = checkpoints.load(resume_from)
@@ -138,8 +158,8 @@ def train(
         stack.enter_context(_training_mode(denoiser.device))
         adapters = stack.enter_context(
             injected(
-                modules,
-                layers,
+                trained.modules,
+                trained.layers,
                 rank=config.rank,
                 alpha=config.alpha,
                 seed=config.seed,
@@ -147,7 +167,8 @@ def train(
                 rules=parse_rules(config.layer_rules),
                 dropout=config.dropout,
                 dtype=_DTYPES[config.adapter_dtype],
-                device=denoiser.device,
+                device=trained.devices,
+                rates=trained.rates,
             )
         )
         if config.gradient_checkpointing:
@@ -204,13 +225,22 @@ class _Run:
         self.step = 0
         if start is not None:
             adapters.load(start.adapters, start.optimizer)
+            if start.average:
+                load_trained(self.parameters, start.average)
             optimizers.load_state_tensors(self.optimizer, start.optimizer)
             self.losses, self.step = list(start.losses), start.step
+        self.average = MovingAverage(self.parameters, config.ema_decay) if config.ema_decay > 0 else None
+        if self.average is not None and start is not None and start.average:
+            self.average.load(start.average)
         self.first_step = self.step
         here = start is not None and checkpoints.place(folder, self.step) in checkpoints.checkpoints_in(folder)
         self.saved_step = self.step if here else -1
         self.reader = LossReader(denoiser.device)
+        self.numbers: dict[str, Tensor] = {}
+        self.edges = band_edges(denoiser.sigmas).to(denoiser.device)
         self.log = RunLog(folder / "log.jsonl", self.step)
+        for record in self.log.records:
+            self.callbacks.record(record)
         half = any(parameter.dtype == torch.float16 for parameter in denoiser.module.parameters())
         self.loss_scale = _FP16_LOSS_SCALE if half else 1.0
         # Until the first pass shows that the model needs none.
@@ -233,9 +263,10 @@ class _Run:
                 if config.checkpoint_every and self.step % config.checkpoint_every == 0:
                     self._save()
                 if config.sample_every and self.step % config.sample_every == 0:
-                    with torch.no_grad():
+                    with torch.no_grad(), self._averaged():
                         self.callbacks.sample(self.step)
             self._save()
+            self._check_learned()
         except (TrainingCancelled, TrainingDiverged):
             raise
         except BaseException:
@@ -254,27 +285,28 @@ class _Run:
             self.adapters.train(True)
         kept = generator(config.seed, "prior", self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        total = None
+        total = bands = None
         for part in range(config.gradient_accumulation):
             if self.callbacks.cancelled():
                 return False
             number = self.step * config.gradient_accumulation + part
             batch = self.batches.draw(number, chance)
             prior = self.prior.draw(number, batch.latents.shape[1:], kept) if self.prior is not None else None
-            losses = self._losses(batch, prior)
+            losses, found = self._losses(batch, prior)
             loss = losses[0] if prior is None else losses[0] + config.prior_weight * losses[1]
             (loss * (self.loss_scale / config.gradient_accumulation)).backward()  # type: ignore[no-untyped-call]
             now = torch.stack([loss, *losses]).detach() / config.gradient_accumulation
             total = now if total is None else total + now
-        assert total is not None
+            bands = found if bands is None else bands + found
+        assert total is not None and bands is not None
         if config.dropout > 0:
             self.adapters.train(False)  # for samples
         names = ("loss",) if self.prior is None else ("loss", "subject_loss", "prior_loss")
-        self.reader.put(self.step + 1, dict(zip(names, total, strict=False)))
+        self.numbers = {**dict(zip(names, total, strict=False)), **named_sums(bands)}
         return True
 
-    def _losses(self, batch: Batch, prior: Batch | None) -> list[Tensor]:
-        """The loss of the batch, and that of what is to be kept."""
+    def _losses(self, batch: Batch, prior: Batch | None) -> tuple[list[Tensor], Tensor]:
+        """The loss of the batch, and that of what is to be kept; and the batch's by σ, see :mod:`.bands`."""
         denoiser = self.denoiser
         batches = [batch] if prior is None else [batch, prior]
         noisy = [denoiser.noise_scaling(each.sigma, each.noise, each.latents) for each in batches]
@@ -282,10 +314,9 @@ class _Run:
         if prior is not None and self.prior is not None and self.prior.predicted:
             with self.adapters.disabled():
                 targets[1] = denoiser.denoise(noisy[1], prior.sigma, prior.conds)
-        return [
-            self._loss(each, predicted, target)
-            for each, predicted, target in zip(batches, self._predicted(batches, noisy), targets, strict=True)
-        ]
+        predicted = self._predicted(batches, noisy)
+        losses = [self._loss(*each) for each in zip(batches, predicted, targets, strict=True)]
+        return losses, band_sums(predicted[0], targets[0], batch.sigma, denoiser.parameterisation, self.edges)
 
     def _predicted(self, batches: Sequence[Batch], noisy: Sequence[Tensor]) -> Sequence[Tensor]:
         """x̂₀ of each batch, in one forward pass where their shapes allow it."""
@@ -293,7 +324,7 @@ class _Run:
             return [self._denoised(x, batch.sigma, batch.conds) for x, batch in zip(noisy, batches, strict=True)]
         conds = [cond for batch in batches for cond in batch.conds]
         together = self._denoised(torch.cat(list(noisy)), torch.cat([batch.sigma for batch in batches]), conds)
-        return together.split([len(latents) for latents in noisy])
+        return torch.split(together, [len(latents) for latents in noisy])
 
     def _denoised(self, noisy: Tensor, sigma: Tensor, conds: Sequence[Cond]) -> Tensor:
         with self.rebinding or nullcontext():
@@ -322,10 +353,18 @@ class _Run:
         if self.loss_scale != 1.0:
             torch._foreach_mul_(gradients, 1 / self.loss_scale)
         if config.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm, foreach=True)
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm, foreach=True)
+        else:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         optimizers.set_rate(self.optimizer, self._rate(self.step))
         self.optimizer.step()
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
+        self.numbers["gradient_norm"] = norm
+        if self.step % max(1, config.steps // _NORMS) == 0 or self.step == config.steps:
+            self.numbers["delta_norm"] = self.adapters.norm()
+        self.reader.put(self.step, self.numbers)
 
     def _rate(self, step: int) -> float:
         config = self.config
@@ -341,7 +380,17 @@ class _Run:
             seconds = time.monotonic() - self.began
             left = seconds / max(1, step - self.first_step) * (self.config.steps - step)
             rate = self._rate(step - 1)
-            self.log.write(**{"step": step, **values, "learning_rate": rate, "seconds": round(seconds, 3)})
+            recent = self.losses[-_SMOOTHED:]
+            record = {
+                "step": step,
+                **{name: value for name, value in values.items() if "." not in name},
+                "smoothed_loss": sum(recent) / len(recent),
+                **band_means(values),
+                "learning_rate": rate,
+                "seconds": round(seconds, 3),
+            }
+            self.log.write(**record)
+            self.callbacks.record(record)
             self.callbacks.progress(step, self.config.steps, loss, left)
 
     def _save(self) -> None:
@@ -351,15 +400,49 @@ class _Run:
             raise TrainingDiverged(self._advice(f"The adapter holds NaN or infinite numbers after step {self.step}"))
         if self.saved_step == self.step:
             return
+        with self._averaged():
+            adapters = self.adapters.tensors()
         state = Checkpoint(
             step=self.step,
             losses=tuple(self.losses),
             config=self.config,
-            adapters=self.adapters.tensors(),
+            adapters=adapters,
             optimizer={**optimizers.state_tensors(self.optimizer), **self.adapters.extra()},
+            average=self._trained(),
         )
         checkpoints.save(self.folder, state, self.config.keep_last)
         self.saved_step = self.step
+
+    def _trained(self) -> dict[str, Tensor]:
+        """What is trained, where it is not what is to be used."""
+        if self.average is not None:
+            return self.average.tensors()
+        return trained_tensors(self.parameters) if optimizers.averages(self.optimizer) else {}
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The adapters as they are to be used."""
+        return optimizers.averaged(self.optimizer) if self.average is None else self.average.applied()
+
+    def _check_learned(self) -> None:
+        """A run whose adapter changes nothing is no success, whatever its loss.
+
+        Raises:
+            NothingLearned: says why, as far as it can be known.
+        """
+        if self.step < 2 or float(self.adapters.norm()) > 0:
+            return
+        norms = [record["gradient_norm"] for record in self.log.records if "gradient_norm" in record]
+        if norms and max(norms) == 0:
+            why = (
+                "All gradients were zero: the model's answer does not depend on the layers that were targeted, or the "
+                "masks leave nothing. Choose other targets, look at the masks, and load the model in bf16 or fp32."
+            )
+        else:
+            why = f"The steps were too small to be counted: raise the learning rate ({self.config.learning_rate:g})."
+        kept = checkpoints.place(self.folder, self.step)
+        raise NothingLearned(
+            f"Nothing was learnt in {self.step} steps: ΔW is zero in all layers. {why} {kept} is kept."
+        )
 
     def _save_what_can_be(self) -> None:
         """A checkpoint on the way out of an error, which must stay the error that is raised."""
@@ -379,4 +462,7 @@ class _Run:
         )
 
     def _result(self) -> TrainingResult:
-        return TrainingResult(self.adapters.deltas(), tuple(self.losses), self.step, self.folder, self.config)
+        with self._averaged():
+            deltas, tensors = self.adapters.deltas(), self.adapters.result()
+        records = tuple(self.log.records)
+        return TrainingResult(deltas, tuple(self.losses), self.step, self.folder, self.config, records, tensors)

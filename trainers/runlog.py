@@ -15,18 +15,24 @@ from .checkpoints import write_text
 
 
 class RunLog:
-    """``log.jsonl``: one line a step with step, loss, learning_rate and seconds since this run began.
+    """``log.jsonl``: one line a step with step, loss and whatever else is known of it.
 
     Going on from step ``start`` drops the lines after it, those of steps that are about to be done again.
+
+    Attributes:
+        records: the lines, those kept from before included.
     """
 
     def __init__(self, path: Path, start: int) -> None:
         kept: list[str] = []
+        self.records: list[dict[str, float]] = []
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
-                    if json.loads(line)["step"] <= start:
+                    record = json.loads(line)
+                    if record["step"] <= start:
                         kept.append(line)
+                        self.records.append(record)
                 except (ValueError, KeyError, TypeError):
                     continue  # the half line of a run that was killed
         write_text(path, "".join(line + "\n" for line in kept))
@@ -34,6 +40,7 @@ class RunLog:
 
     def write(self, **values: float) -> None:
         """Add a line."""
+        self.records.append(values)
         self._file.write(json.dumps(values) + "\n")
 
     def close(self) -> None:
