@@ -15,7 +15,7 @@ from torch import Tensor
 from .buckets import Fit, fit
 from .captions import class_caption, filler
 from .denoiser import Cond
-from .reading import ALPHAS, read_caption, read_mask, read_picture
+from .reading import ALPHAS, check_file, read_caption, read_mask, read_picture
 from .sheet import preview_sheet
 
 
@@ -131,6 +131,7 @@ def load_folder(
     repeats: int = 1,
     flip: bool = False,
     alpha: str = "composite",
+    within: Path | None = None,
 ) -> PictureSet:
     """Read the pictures of a folder (not of folders in it), in natural order of their names: 2.png before 10.png.
 
@@ -144,6 +145,7 @@ def load_folder(
         repeats: times each picture is seen in an epoch.
         flip: mirror each half of the times.
         alpha: transparency is laid on white (``composite``), or is the ``mask`` of pictures without a mask file.
+        within: links may not lead out of this folder; None: they may lead anywhere.
 
     Raises:
         ValueError: folder missing, no pictures, a file that cannot be read (named), a mask without a picture or of
@@ -165,9 +167,15 @@ def load_folder(
     fill = filler(trigger, class_noun)
     default = fill(caption_template, "The caption template")
     pictures = []
+    for path in masks.values():
+        check_file(path, within)
     for path in files:
+        check_file(path, within)
         text = path.with_suffix(".txt")
-        caption = fill(read_caption(text), "") if text.is_file() else default
+        caption = default
+        if text.exists() or text.is_symlink():
+            check_file(text, within)
+            caption = fill(read_caption(text), "")
         image, mask = read_picture(path, alpha)
         if path.stem in masks:
             mask = read_mask(masks[path.stem], image.size)

@@ -10,8 +10,36 @@ from PIL import Image, ImageOps
 ALPHAS = ("composite", "mask")
 """What the transparency of a picture means: it is laid on white, or the loss counts where it is opaque."""
 
+MOST_PIXELS = 180_000_000
+"""Of a picture file. Larger ones are refused before they are decoded: a few bytes can claim to be any size."""
+
+_LONGEST_CAPTION = 100_000  # bytes
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+"""What a picture may be, whatever it is called. Of Pillow's other formats one (EPS) runs a program to draw it."""
+
 _ASPECT = 0.02
 """Mask and picture may differ so much in their aspect ratio: a mask made at another size was rounded."""
+
+
+def check_file(path: Path, within: Path | None) -> None:
+    """Whether a file of a training folder may be read.
+
+    Args:
+        path: as it was found.
+        within: where the file itself must be when links are followed, or None for anywhere.
+
+    Raises:
+        ValueError: it is a folder, a pipe, a link to nowhere, or to somewhere outside.
+    """
+    try:
+        real = path.resolve(strict=True)
+        regular = real.is_file()
+    except (OSError, RuntimeError) as why:  # RuntimeError: links in a circle, in older Pythons
+        raise ValueError(f"{path.name} is a link to nowhere. Take it out of {path.parent}.") from why
+    if not regular:
+        raise ValueError(f"{path.name} is no file. Take it out of {path.parent}, or give it another name.")
+    if within is not None and not real.is_relative_to(within.resolve()):
+        raise ValueError(f"{path.name} is a link to a file outside of {within}. Put a copy of the file in its place.")
 
 
 def read_picture(path: Path, alpha: str = "composite") -> tuple[Image.Image, np.ndarray | None]:
@@ -61,27 +89,43 @@ def read_caption(path: Path) -> str:
     """A caption file in one line.
 
     Raises:
-        ValueError: names the file; not UTF-8 text.
+        ValueError: names the file; not UTF-8 text, or longer than any caption.
     """
     try:
-        return " ".join(path.read_text(encoding="utf-8-sig").split())
-    except (OSError, UnicodeDecodeError) as why:
+        with path.open("rb") as file:
+            content = file.read(_LONGEST_CAPTION + 1)
+        text = content.decode("utf-8-sig")
+        if len(content) > _LONGEST_CAPTION:
+            raise ValueError(f"it is longer than {_LONGEST_CAPTION} bytes")
+        if "\0" in text:
+            raise ValueError("it is no text")
+        return " ".join(text.split())
+    except (OSError, ValueError) as why:
         raise ValueError(f"The caption {path.name} cannot be read ({why}). Save it as UTF-8 text.") from why
 
 
 def _upright(path: Path) -> Image.Image:
     """RGBA where the file has transparency, otherwise RGB."""
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_formats()) as file:
+            if file.width * file.height > MOST_PIXELS:
+                raise ValueError(f"it claims to be {file.width}×{file.height}; at most {MOST_PIXELS:,} pixels are read")
             upright = ImageOps.exif_transpose(file)
             if upright.mode.startswith(("I", "F")):
                 # 16 bits a channel: PIL's own conversion would clip all above 255 to white.
-                values = np.asarray(upright, dtype=np.float64)
+                values = np.nan_to_num(np.asarray(upright, dtype=np.float32))
                 values = values / 257 if values.max() > 255 else values
                 upright = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
             transparent = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
             return upright.convert("RGBA" if transparent else "RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as why:
+    except Exception as why:  # Pillow raises what the broken file happens to cause
         raise ValueError(
-            f"{path.name} cannot be read as a picture ({why}). Take it out of {path.parent}, or save it anew."
+            f"{path.name} cannot be read as a picture ({str(why)[:200]}). Take it out of {path.parent}, or save it "
+            "anew."
         ) from why
+
+
+def _formats() -> list[str]:
+    """Those of _FORMATS that this Pillow has."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]

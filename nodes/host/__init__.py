@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .denoiser import HostDenoiser
-from .folders import folder_fingerprint, input_folder
+from .folders import folder_fingerprint, input_base, input_folder
 from .report import describe_options
 from .session import Trained, train_lora
 from .weights import autograd_weights, ordinary_tensors
@@ -14,6 +14,7 @@ __all__ = [
     "autograd_weights",
     "describe_options",
     "folder_fingerprint",
+    "input_base",
     "input_folder",
     "ordinary_tensors",
     "train_lora",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 from pathlib import Path
@@ -10,6 +11,13 @@ from pathlib import Path
 import folder_paths
 
 RUNS = "likeness"
+_LONGEST_NAME = 80  # characters of a run's folder; file systems take 255 bytes, and its files are named after it
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # devices on Windows, in any folder
+
+
+def input_base() -> Path:
+    """The host's input folder."""
+    return Path(folder_paths.get_input_directory()).resolve()
 
 
 def input_folder(name: str | None) -> Path:
@@ -18,10 +26,10 @@ def input_folder(name: str | None) -> Path:
     Raises:
         ValueError: empty, outside of the input folder, or not there (names the folders that are).
     """
-    base = Path(folder_paths.get_input_directory()).resolve()
+    base = input_base()
     if not (name or "").strip():
         raise ValueError(f"No pictures are given: write the name of a folder below {base}, or wire images.")
-    folder = (base / str(name).strip()).resolve()
+    folder = _resolved(base / str(name).strip())
     if not folder.is_relative_to(base):
         raise ValueError(f"The folder {name!r} is outside of ComfyUI's input folder {base}; put the pictures below it.")
     if not folder.is_dir():
@@ -40,9 +48,12 @@ def folder_fingerprint(name: str | None) -> str:
         return ""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        try:
             about = path.stat()
-            digest.update(f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
+        except OSError:  # a link to nowhere, or gone since it was listed
+            continue
+        name_and_state = f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\n"
+        digest.update(os.fsencode(name_and_state))  # names need not be UTF-8
     return digest.hexdigest()
 
 
@@ -73,25 +84,61 @@ def new_run_folder(run_name: str, trigger: str) -> Path:
 def resumed_run(resume_from: str) -> tuple[Path, Path]:
     """(run folder, what to resume from) of a run's name, or of the path of its folder or of one of its checkpoints.
 
+    A resumed run is written to, and a graph may come from anyone; so it must be below the host's output folder, as all
+    that the host writes, links followed.
+
     Raises:
-        ValueError: there is no such run, or it has no checkpoint.
+        ValueError: there is no such run, it is outside of the output folder, or it has no checkpoint.
     """
     text = resume_from.strip()
-    candidates = [runs_folder() / text, Path(folder_paths.get_output_directory()) / text, Path(text).expanduser()]
-    found = next((path.resolve() for path in candidates if path.is_dir()), None)
+    output = Path(folder_paths.get_output_directory())
+    bases = [runs_folder().resolve(), output.resolve()]
+    found = None
+    for candidate in (runs_folder() / text, output / text):
+        path = _resolved(candidate)
+        if path.is_dir():
+            found = path
+            break
+    if found is not None and not any(found.is_relative_to(base) and found != base for base in bases):
+        raise ValueError(
+            f"The run {text!r} is outside of ComfyUI's output folder {output}; copy its folder to {runs_folder()}."
+        )
     if found is None:
         there = sorted(path.name for path in runs_folder().iterdir()) if runs_folder().is_dir() else []
         raise ValueError(
             f"There is no run {text!r} in {runs_folder()} to resume from. "
             + (f"There are: {', '.join(there[-20:])}." if there else "No run has been made yet.")
         )
-    if found.parent.name == "checkpoints":
-        return found.parent.parent, found
+    folder = found.parent.parent if found.parent.name == "checkpoints" else found
+    if folder in bases or not any(folder.is_relative_to(base) for base in bases):
+        raise ValueError(f"{found} is no run, nor a checkpoint of one; give the name of a folder in {runs_folder()}.")
+    for name in ("checkpoints", "samples"):
+        if (folder / name).is_symlink():
+            raise ValueError(f"{folder / name} is a link, and would be written through; put a folder in its place.")
+    if folder != found:
+        return folder, found
     if not (found / "checkpoints").is_dir() or not any((found / "checkpoints").iterdir()):
         raise ValueError(f"The run {found} has no checkpoint to resume from; it ended before its first one.")
     return found, found
 
 
 def safe_name(text: str) -> str:
-    """Letters, digits, dot, dash and underscore, which every file system takes; what is between becomes underscores."""
-    return re.sub(r"[^\w.\-]+", "_", text).strip("._-")
+    """Letters, digits, dot, dash and underscore, which every file system takes; what is between becomes underscores.
+
+    No longer than a folder's name can be, and no name of a device.
+    """
+    name = re.sub(r"[^\w.\-]+", "_", text).strip("._-")[:_LONGEST_NAME]
+    while len(name.encode()) > 2 * _LONGEST_NAME:
+        name = name[:-1]
+    name = name.strip("._-")
+    return f"{name}_" if _RESERVED.fullmatch(name) else name
+
+
+def _resolved(path: Path) -> Path:
+    """The path with links followed. Raises ValueError for what can be no path."""
+    try:
+        real = path.resolve()
+        real.is_dir()  # a name that is too long is told here
+    except (OSError, ValueError, RuntimeError) as why:  # RuntimeError: links in a circle, in older Pythons
+        raise ValueError(f"{str(path)[:300]!r} is no path that can be used ({str(why)[:100]}).") from why
+    return real
