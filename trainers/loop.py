@@ -124,6 +124,7 @@ def train(
     folder: Path,
     callbacks: Callbacks | None = None,
     resume_from: Path | None = None,
+    rate: Callable[[int], float] | None = None,
 ) -> TrainingResult:
     """Train LoRA adapters inside ``denoiser.module``, which is as it was when this returns or raises.
 
@@ -134,6 +135,7 @@ def train(
         folder: run folder; gets config.json, log.jsonl and checkpoints/step-000100/.
         callbacks: progress, cancel and samples.
         resume_from: a checkpoint folder, or a run folder (its last checkpoint), to go on from bit for bit.
+        rate: learning rate of each step, from 0, in place of the configuration's.
 
     Raises:
         TrainingCancelled: carries the result so far.
@@ -175,7 +177,7 @@ def train(
             blocks = stack.enter_context(recomputed_blocks(denoiser.module, random=config.dropout > 0))
             if not blocks:
                 log.warning("gradient checkpointing is on, but the model has no blocks that it knows of")
-        run = _Run(denoiser, data, config, folder, callbacks or Callbacks(), adapters, start)
+        run = _Run(denoiser, data, config, folder, callbacks or Callbacks(), adapters, start, rate)
         stack.callback(run.log.close)
         return run.go()
 
@@ -209,7 +211,9 @@ class _Run:
         callbacks: Callbacks,
         adapters: Adapters,
         start: Checkpoint | None,
+        rate: Callable[[int], float] | None = None,
     ) -> None:
+        self.rate = rate
         self.denoiser, self.config, self.folder, self.callbacks = denoiser, config, folder, callbacks
         self.adapters = adapters
         self.parameters = adapters.parameters()
@@ -368,6 +372,8 @@ class _Run:
 
     def _rate(self, step: int) -> float:
         config = self.config
+        if self.rate is not None:
+            return self.rate(step)
         return config.learning_rate * rate_factor(step, config.schedule, config.warmup_steps, config.steps)
 
     def _report(self, leave: int) -> None:

@@ -129,6 +129,11 @@ def set_rate(optimizer: Optimizer, learning_rate: float) -> None:
         group["lr"] = learning_rate * group.get("rate", 1.0)
 
 
+def averages(optimizer: Optimizer) -> bool:
+    """Whether it trains at another point than the one that is to be used."""
+    return hasattr(optimizer, "eval")
+
+
 @contextmanager
 def averaged(optimizer: Optimizer) -> Iterator[None]:
     """The parameters are what is to be used inside, and to the bit what they were afterwards.
@@ -136,12 +141,12 @@ def averaged(optimizer: Optimizer) -> Iterator[None]:
     Schedule-free optimizers train at another point than they have found (Defazio et al. 2024, arXiv 2405.15682, eq. 1
     to 3: y, not x). Their own way there and back rounds.
     """
-    if not hasattr(optimizer, "eval"):
+    if not averages(optimizer):
         yield
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     trained = [parameter.detach().clone() for parameter in parameters]
-    optimizer.eval()
+    optimizer.eval()  # type: ignore[attr-defined]
     try:
         yield
     finally:
