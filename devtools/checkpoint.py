@@ -1,4 +1,4 @@
-"""The tiny base model's checkpoint and the quickstart's reference pictures, put together where a server reads them."""
+"""The tiny base models' checkpoints and the quickstart's reference pictures, put together where a server reads them."""
 
 from __future__ import annotations
 
@@ -10,37 +10,46 @@ from pathlib import Path
 from .paths import HOST_BASES, ROOT
 
 CHECKPOINT = "tiny-unet.safetensors"
+PARTS = {  # each checkpoint's shipped weights, tinyworld.assemble's
+    "tiny-unet": ("tiny-unet.safetensors", "tiny-vae.safetensors"),
+    "tiny-mmdit": ("tiny-mmdit.safetensors", "tiny-mmdit-vae.safetensors"),
+}
 SHARED = HOST_BASES / "models" / "checkpoints"  # assembled once, linked into each server's base
 QUICKSTART_FOLDER = "likeness_quickstart"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
-def tiny_checkpoint(folder: Path = SHARED) -> Path:
+def is_shipped(model: str) -> bool:
+    """Whether this checkout holds the model's weights."""
+    return all((ROOT / "tinyworld" / "weights" / part).is_file() for part in PARTS[model])
+
+
+def tiny_checkpoint(folder: Path = SHARED, model: str = "tiny-unet") -> Path:
     """The assembled checkpoint in `folder`; assembles it when it is missing or older than the shipped weights.
 
-    LIKENESS_CHECKPOINT names a file to use instead.
+    LIKENESS_CHECKPOINT names a file to use instead of tiny-unet's.
 
     Raises:
         ValueError: it is not there and cannot be assembled.
     """
     named = os.environ.get("LIKENESS_CHECKPOINT")
-    if named:
+    if named and model == "tiny-unet":
         return Path(named).resolve()
-    target = folder / CHECKPOINT
-    parts = [path for path in (ROOT / "tinyworld" / "weights").glob("*") if path.is_file()]
-    if target.is_file() and all(part.stat().st_mtime <= target.stat().st_mtime for part in parts):
+    target = folder / f"{model}.safetensors"
+    parts = [ROOT / "tinyworld" / "weights" / part for part in PARTS[model]]
+    if target.is_file() and all(p.is_file() and p.stat().st_mtime <= target.stat().st_mtime for p in parts):
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    _tinyworld("assemble", str(folder))
+    _tinyworld("assemble", str(folder), "--model", model)
     if not target.is_file():
-        raise ValueError(f"python -m tinyworld.assemble {folder} ended well but left no {CHECKPOINT} there")
+        raise ValueError(f"python -m tinyworld.assemble {folder} ended well but left no {target.name} there")
     return target
 
 
-def link_checkpoint(base: Path) -> Path:
+def link_checkpoint(base: Path, model: str = "tiny-unet") -> Path:
     """Put the checkpoint into a base's models/checkpoints: a link where the system has them, else the file itself."""
-    place = base / "models" / "checkpoints" / CHECKPOINT
-    source = tiny_checkpoint()
+    place = base / "models" / "checkpoints" / f"{model}.safetensors"
+    source = tiny_checkpoint(model=model)
     if place.is_symlink() and place.resolve() == source.resolve():
         return place
     if place.is_symlink() or place.exists():

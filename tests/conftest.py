@@ -106,6 +106,16 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Pat
 
 
 @pytest.fixture(scope="session")
+def tiny_mmdit(base: Path) -> str:
+    """The name of the second small model's checkpoint (SD3 family), in the server's base; assembled when asked for."""
+    from likeness.devtools.checkpoint import is_shipped, link_checkpoint
+
+    if not is_shipped("tiny-mmdit"):
+        pytest.skip("NOT TESTED: the weights of tiny-mmdit are not in this checkout")
+    return link_checkpoint(base, "tiny-mmdit").name
+
+
+@pytest.fixture(scope="session")
 def server(base: Path, host_path: Path, pytestconfig: pytest.Config) -> Iterator[Any]:
     """The running server; `server.address`, `server.base`, `server.log_text()`.
 
