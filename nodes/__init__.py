@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .adapter_options import LikenessAdapterOptions
 from .captions import LikenessCaptions
 from .dataset import LikenessDataset
 from .lora_files import LikenessLoadLoRA, LikenessSaveLoRA
@@ -19,6 +20,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessTrainLoRA,
     LikenessTrainingOptions,
     LikenessLossOptions,
+    LikenessAdapterOptions,
     LikenessSamplePrompts,
     LikenessPriorPreservation,
     LikenessSaveLoRA,

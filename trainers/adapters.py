@@ -329,7 +329,7 @@ def inject(
     """Put an adapter beside each layer (path in ``module`` -> its plan). Not yet begun: call ``begin`` of each."""
     if method.algorithm == "oft":
         for name, plan in plans.items():
-            layer = module.get_submodule(name)
+            layer: Any = module.get_submodule(name)
             parent, _, child = name.rpartition(".")
             turned = OFTLayer(layer, block_size(layer.weight.shape[0], plan.rank))
             setattr(module.get_submodule(parent), child, turned)
@@ -345,14 +345,14 @@ def _inject_by_peft(module: nn.Module, plans: Mapping[str, LayerPlan], method: M
 
     of_rank: dict[int, list[str]] = {}
     for name, plan in plans.items():
-        layer = module.get_submodule(name)
+        layer: Any = module.get_submodule(name)
         rank = plan.rank
         if method.algorithm == "dora" or method.init in ("pissa", "olora"):
             check_base(layer, "DoRA" if method.algorithm == "dora" else f"The init {method.init}")
         if method.init in ("pissa", "olora"):  # there are no more principal components than that
             rank = min(rank, layer.weight.shape[0], layer.weight.shape[1:].numel())
         of_rank.setdefault(rank, []).append(re.escape(name))
-    common = {
+    common: dict[str, Any] = {
         "r": next(iter(of_rank)),
         # Expressions and not lists, and anchored: peft takes a name for the end of others too.
         "rank_pattern": {f"^(?:{'|'.join(names)})": rank for rank, names in of_rank.items()},

@@ -237,19 +237,8 @@ class TrainingConfig:
         except ValueError as why:
             wrong.append(str(why))
             rules = ()
-        if self.optimizer == "prodigy":
-            if self.learning_rate < 0.1:
-                wrong.append(
-                    f"optimizer is 'prodigy', which finds the rate itself and multiplies it with learning_rate, and "
-                    f"that is {self.learning_rate:g}; set it to 1"
-                )
-            if self.text_encoder_learning_rate not in (0, self.learning_rate):
-                wrong.append(
-                    f"optimizer is 'prodigy', which has one rate for all layers; set text_encoder_learning_rate to "
-                    f"{self.learning_rate:g} too, or to 0"
-                )
-            if any(rule.rate != 1 for rule in rules):
-                wrong.append("optimizer is 'prodigy', which has one rate for all layers; take lr=… out of layer_rules")
+        if self.optimizer == "prodigy" and any(rule.rate != 1 for rule in rules):
+            wrong.append("optimizer is 'prodigy', which has one rate for all layers; take lr=… out of layer_rules")
         if self.optimizer == "schedule-free" and self.schedule != "constant":
             wrong.append(f"optimizer is 'schedule-free' and schedule {self.schedule!r}; choose schedule 'constant'")
         return wrong

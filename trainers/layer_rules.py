@@ -77,6 +77,11 @@ def _parse(number: int, words: Sequence[str]) -> LayerRule:
     return LayerRule(number, words[0], rank, values.get("alpha"), values.get("lr", 1.0))
 
 
+def first_match(name: str, rules: Sequence[LayerRule]) -> LayerRule | None:
+    """The rule that decides a layer, or None."""
+    return next((rule for rule in rules if re.search(rule.pattern, name)), None)
+
+
 def plan_layers(layers: Sequence[str], rules: Sequence[LayerRule], rank: int, alpha: float) -> dict[str, LayerPlan]:
     """What each layer gets; the first rule that matches a layer decides. Those of rank 0 are left out.
 
@@ -86,7 +91,7 @@ def plan_layers(layers: Sequence[str], rules: Sequence[LayerRule], rank: int, al
     used: set[int] = set()
     plans: dict[str, LayerPlan] = {}
     for name in layers:
-        rule = next((rule for rule in rules if re.search(rule.pattern, name)), None)
+        rule = first_match(name, rules)
         if rule is None:
             plans[name] = LayerPlan(rank, alpha)
             continue

@@ -17,7 +17,7 @@ class OFTLayer(nn.Module):
     any dtype and lie anywhere.
     """
 
-    def __init__(self, base_layer: nn.Module, block: int) -> None:
+    def __init__(self, base_layer: nn.Linear | nn.Conv2d, block: int) -> None:
         super().__init__()
         self.base_layer = base_layer
         self._disable_adapters = False
@@ -29,7 +29,8 @@ class OFTLayer(nn.Module):
         skew = self.oft_blocks - self.oft_blocks.mT
         eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
         # (I + Q)(I − Q)⁻¹ − I = 2 Q (I − Q)⁻¹; the two factors commute
-        return 2 * torch.linalg.solve(eye - skew, skew)
+        turn: Tensor = 2 * torch.linalg.solve(eye - skew, skew)
+        return turn
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """What the layer makes of x, turned."""
@@ -41,7 +42,7 @@ class OFTLayer(nn.Module):
         rows = out.movedim(channels, -1)
         if bias is not None:
             rows = rows - bias.to(rows)
-        blocks = rows.unflatten(-1, self.oft_blocks.shape[:2])
+        blocks = torch.unflatten(rows, -1, self.oft_blocks.shape[:2])
         turned = torch.einsum("...nb,nbc->...nc", blocks, self.turn().to(out.dtype)).flatten(-2)
         return out + turned.movedim(-1, channels)
 

@@ -63,6 +63,12 @@ def _adamw_8bit(groups: Groups, learning_rate: float, weight_decay: float) -> Op
 
 
 def _prodigy(groups: Groups, learning_rate: float, weight_decay: float) -> Optimizer:
+    # Not in the configuration's own check: options nodes make it before the learning rate is known.
+    if learning_rate < 0.1 or any(group["rate"] != 1.0 for group in groups):
+        raise ValueError(
+            f"The optimizer 'prodigy' finds the rate itself, one for all layers, and multiplies it with learning_rate, "
+            f"which is {learning_rate:g}. Set learning_rate to 1 (and that of the text encoders, if they learn)."
+        )
     prodigy = _package("prodigyopt", "prodigyopt", "prodigy")
     # As its authors advise for diffusion models; the safeguard keeps a warm-up from spoiling the estimate.
     made: Optimizer = prodigy.Prodigy(

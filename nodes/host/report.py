@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ...trainers.config import TrainingConfig
+from ...trainers.layer_rules import first_match, parse_rules
 from ...trainers.targets import PREFIX, adaptable_layers, matched_layers
 
 SHOWN = 6
+
+
+def describe_adapter(config: TrainingConfig, layers: Sequence[str] | None) -> list[str]:
+    """The algorithm, and a line a rule; with ``layers`` (those that the targets meet), how many each decides."""
+    plain = config.algorithm in ("lora", "dora")
+    lines = [
+        f"algorithm {config.algorithm}"
+        + (f", init {config.init}" if plain else "")
+        + (", rank-stabilised" if config.rank_stabilised else "")
+        + (f", dropout {config.dropout:g}" if config.dropout else "")
+    ]
+    rules = parse_rules(config.layer_rules)
+    deciding = [first_match(name, rules) for name in layers or ()]
+    for rule in rules:
+        if rule.rank == 0:
+            what = "left out"
+        else:
+            parts = [
+                "" if rule.rank is None else f"rank {rule.rank}",
+                "" if rule.alpha is None else f"alpha {rule.alpha:g}",
+                "" if rule.rate == 1 else f"learning rate × {rule.rate:g}",
+            ]
+            what = ", ".join(part for part in parts if part) or "as everywhere"
+        met = "" if layers is None else f" ({deciding.count(rule)} of {len(layers)} layers)"
+        lines.append(f"line {rule.line}: {rule.pattern}: {what}{met}")
+    return lines
 
 
 def describe_options(config: TrainingConfig, model: Any | None) -> str:
@@ -26,9 +54,11 @@ def describe_options(config: TrainingConfig, model: Any | None) -> str:
         f"checkpoints {every}, keeping {'all' if not config.keep_last else f'the last {config.keep_last}'}",
     ]
     if model is None:
+        lines[1:1] = describe_adapter(config, None)
         return "\n".join([f"targets: {config.targets} (wire a model to see the layers)", *lines])
     modules = {PREFIX: model.model.diffusion_model}
     names = matched_layers(modules, config.targets, config.target_pattern)
+    lines[1:1] = describe_adapter(config, names)
     lines.insert(0, f"targets: {config.targets}, {len(names)} of {len(adaptable_layers(modules))} layers learn")
     some = [*names[:SHOWN], f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else list(names)
     return "\n".join([*lines, *some])

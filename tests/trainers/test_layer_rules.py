@@ -75,7 +75,6 @@ def test_rules_without_effect_are_errors() -> None:
         ({"algorithm": "oft", "init": "pissa"}, "an init and a scale of its own"),
         ({"algorithm": "dora", "init": "olora"}, "choose init"),
         ({"lokr_factor": 1}, "lokr_factor is 1"),
-        ({"optimizer": "prodigy"}, "set it to 1"),
         ({"optimizer": "prodigy", "learning_rate": 1.0, "layer_rules": "a lr=2"}, "one rate for all layers"),
         ({"optimizer": "schedule-free", "schedule": "cosine"}, "choose schedule 'constant'"),
     ],

@@ -105,6 +105,13 @@ def test_averaged_shows_x_and_puts_y_back() -> None:
     assert torch.equal(parameter, y) and optimizer.param_groups[0]["train_mode"]
 
 
+@pytest.mark.parametrize(("rate", "rates"), [(1e-4, [1.0]), (1.0, [0.5])])
+def test_prodigy_is_told_no_rate(rate: float, rates: list[float]) -> None:
+    """Fails if Prodigy's own rate is multiplied with a rate that is meant for AdamW, and nothing is learnt."""
+    with pytest.raises(ValueError, match="Set learning_rate to 1"):
+        optimizers.build("prodigy", [nn.Parameter(torch.zeros(2))], rate, 0.0, rates)
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if a user is not told what to install."""
     monkeypatch.setitem(__import__("sys").modules, "prodigyopt", None)
