@@ -13,6 +13,8 @@ from ..lora.keys import SCHEMES
 from ..lora.load import DTYPES, load_lora, save_lora
 from .types import LoraModel
 
+_LONGEST_NAME = 200  # bytes of each part; file systems take 255, and a file is written under a longer name first
+
 
 class LikenessSaveLoRA(io.ComfyNode):
     """LORA_MODEL -> a file below models/loras that every LoRA loader reads."""
@@ -99,8 +101,10 @@ def _target(filename: str) -> Path:
     """The file below models/loras; raises ValueError for a name that leads out of it."""
     name = filename.strip().replace("\\", "/").removesuffix(".safetensors")
     parts = PurePosixPath(name).parts
-    if not parts or ".." in parts or name.startswith("/") or PureWindowsPath(name).drive or name.endswith("/"):
+    outside = not parts or ".." in parts or name.startswith("/") or PureWindowsPath(name).drive or name.endswith("/")
+    odd = any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in name)
+    if outside or odd or len(name) > 500 or any(len(part.encode()) > _LONGEST_NAME for part in parts):
         raise ValueError(
-            f"the filename {filename!r} is no name below models/loras; expected one like likeness/my_subject"
+            f"the filename {filename[:100]!r} is no name below models/loras; expected one like likeness/my_subject"
         )
     return Path(folder_paths.get_folder_paths("loras")[0], *parts[:-1], f"{parts[-1]}.safetensors")
