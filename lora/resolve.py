@@ -15,7 +15,8 @@ from .mmdit_names import Family, Piece
 from .undot import undot
 
 MODEL = "diffusion_model."
-_TEXT_ENCODERS = ("clip_l.", "clip_g.", "clip_h.", "t5xxl.")
+TEXT_ENCODERS = ("clip_l.", "clip_g.", "clip_h.", "t5xxl.")
+"""How the canonical names of their layers begin."""
 _FLAT = {
     "lora_unet__": "kohya",
     "lora_unet_": "kohya",
@@ -48,7 +49,7 @@ class Target:
 
 def tensor_name(layer: str) -> str:
     """The base under which the host looks for this canonical layer: text encoders stand below `text_encoders.`."""
-    return f"text_encoders.{layer}" if layer.startswith(_TEXT_ENCODERS) else layer
+    return f"text_encoders.{layer}" if layer.startswith(TEXT_ENCODERS) else layer
 
 
 def layer_name(base: str) -> str:
@@ -85,7 +86,7 @@ class Resolver:
         self._layers = (
             set(layers or ()) if known else None
         )  # a mapping of text encoders alone says nothing of the model
-        self._text_layers = {name for name in layers or () if name.startswith(_TEXT_ENCODERS)}
+        self._text_layers = {name for name in layers or () if name.startswith(TEXT_ENCODERS)}
         self._flat = {name.replace(".", "_"): name for name in known}
         self._family = _family(bases, known, self._widths)
         self._res_blocks = tuple(res_blocks) if res_blocks else unet_names.res_blocks_of(known)
@@ -100,7 +101,7 @@ class Resolver:
 
     def _text_encoder(self, base: str) -> Target | None:
         layer = layer_name(base)
-        if layer.startswith(_TEXT_ENCODERS):
+        if layer.startswith(TEXT_ENCODERS):
             return self._text_target(layer, "comfy")
         if found := _TEXT_FLAT.match(base):
             number, inner, scheme = found[1], undot(found[2]), "kohya"
@@ -190,7 +191,7 @@ def _family(bases: Sequence[str], known: Sequence[str], widths: Mapping[str, int
         return mmdit_names.family_of_all(known)
     if any(re.search(r"to_qkv_mlp_proj|double_stream_modulation_", base) for base in bases):
         return "flux2"
-    if any(re.search(r"(?:layers|_refiner)[._]\d+[._]attention[._](?:to_[qkv]|qkv|out)", base) for base in bases):
+    if any(re.search(r"(?:layers|_refiner)[._]\d+[._]attention[._](?:to_|qkv|out)", base) for base in bases):
         return "z-image"
     if any("single_transformer_blocks" in base or "single_blocks" in base for base in bases):
         return "flux"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_patcher
 import comfy.model_sampling
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from ...trainers.denoiser import Parameterisation
 from .interrupt import Interrupt, InterruptProcessingException
+
+if TYPE_CHECKING:
+    from .text import LiveText
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,16 @@ class HostDenoiser:
     """Implements ``trainers.denoiser.Denoiser`` for a loaded ModelPatcher.
 
     The patcher must be loaded (weights patched and on the device), and its weights usable by autograd. Its patches,
-    wrappers and transformer options stay in force, as they would in a KSampler.
+    wrappers and transformer options stay in force, as they would in a KSampler. With ``text``, whose encoders are
+    trained too, conditions are its own.
     """
 
-    def __init__(self, patcher: comfy.model_patcher.ModelPatcher, interrupt: Interrupt | None = None) -> None:
+    def __init__(
+        self,
+        patcher: comfy.model_patcher.ModelPatcher,
+        interrupt: Interrupt | None = None,
+        text: LiveText | None = None,
+    ) -> None:
         self.patcher = patcher
         self.model = patcher.model
         self.module: nn.Module = self.model.diffusion_model
@@ -71,7 +80,18 @@ class HostDenoiser:
         patch = getattr(self.module, "patch_size", 2)  # of image tokens, in latents; (t, h, w) in models of video
         self.patch_size: int = patch if isinstance(patch, int) else int(patch[-1])
         self.interrupt = interrupt or Interrupt()
+        self.text = text
         self._options = _transformer_options(patcher)
+
+    @property
+    def text_encoders(self) -> Mapping[str, nn.Module]:
+        """Prefix of the canonical layer names -> module, where they are trained."""
+        return self.text.encoders if self.text is not None else {}
+
+    @property
+    def text_devices(self) -> Mapping[str, torch.device]:
+        """Where each of them computes."""
+        return self.text.devices if self.text is not None else {}
 
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latents: Tensor) -> Tensor:
         """Noise latents (B, C, …) to the levels sigma (B,), as the host does."""
@@ -84,9 +104,11 @@ class HostDenoiser:
             return self._denoise(noisy, sigma, conds)
         except InterruptProcessingException:
             self.interrupt.seen = True  # the step is finished, and the loop stops before the next
-            return self._denoise(noisy, sigma, conds)
+        return self._denoise(noisy, sigma, conds)  # here, where the error and all that its frames hold is gone
 
-    def _denoise(self, noisy: Tensor, sigma: Tensor, conds: Sequence[HostCond]) -> Tensor:
+    def _denoise(self, noisy: Tensor, sigma: Tensor, conds: Sequence[Any]) -> Tensor:
+        if self.text is not None:
+            conds = self.text.now(conds)
         groups = _groups(conds)
         if len(groups) == 1:
             return self._apply(noisy, sigma, conds)

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
+from likeness.devtools import random_checkpoints
 from likeness.devtools.client import Client
 from likeness.devtools.server import Server
 
@@ -35,28 +35,17 @@ PREFIX = "model.diffusion_model."
 
 @pytest.fixture(scope="module")
 def full_width(comfy: SimpleNamespace, base: Path, tiny_checkpoint: Path) -> str:
-    """An fp16 checkpoint with the UNet of SD1.5 in random weights, and tiny-unet's text encoder and VAE."""
+    """A bf16 checkpoint with the UNet of SD1.5 in random weights, and tiny-unet's text encoder and VAE."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    with torch.device("meta"):
-        unet = UNetModel(**SD15, dtype=torch.float16, device="meta", operations=comfy.ops.disable_weight_init)
-    shapes = {name: parameter.shape for name, parameter in unet.named_parameters()}
-    assert sum(shape.numel() for shape in shapes.values()) == 859_520_964  # the published size
-    block = torch.randn(max(shape.numel() for shape in shapes.values()), generator=torch.Generator().manual_seed(0))
-    tensors = {}
-    for name, shape in shapes.items():
-        if len(shape) > 1:
-            values = block[: shape.numel()].view(shape) * shape[1:].numel() ** -0.5
-        else:  # norms and biases
-            values = torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
-        tensors[PREFIX + name] = values.half()
+    unet = UNetModel(**SD15, dtype=torch.bfloat16, device="meta", operations=comfy.ops.disable_weight_init)
+    shapes = {PREFIX + name: tuple(parameter.shape) for name, parameter in unet.named_parameters()}
     with safe_open(tiny_checkpoint, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 (it is no dict)
-            if not name.startswith(PREFIX):
-                tensors[name] = file.get_tensor(name)
+        others = {name: file.get_tensor(name) for name in file.keys() if not name.startswith(PREFIX)}  # noqa: SIM118
     path = base / "models" / "checkpoints" / "full-width.safetensors"
-    save_file(tensors, path, {"format": "pt"})
+    count = random_checkpoints.write(path, shapes, others)
+    assert count - sum(tensor.numel() for tensor in others.values()) == 859_520_964  # the published size
     return path.name
 
 
