@@ -137,3 +137,27 @@ def test_ranks_by_rule_reach_the_file(comfy: Any) -> None:
     with torch.no_grad():
         module["layer"].weight.copy_(by_host(comfy, module, own))
         assert torch.allclose(module["layer"](x), trained, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_beside_the_hosts_own_bf16_layers(method: str, comfy: Any) -> None:
+    """Fails if an algorithm cannot stand beside the host's layer classes, answers in another dtype, or loses more than
+    bf16 does against the host's weight in fp32."""
+    import comfy.ops
+
+    weight = made("linear")["layer"].weight.detach().bfloat16()
+    module = nn.ModuleDict({"layer": comfy.ops.manual_cast.Linear(24, 36, dtype=torch.bfloat16)})
+    with torch.no_grad():
+        module["layer"].weight.copy_(weight)
+        module["layer"].bias.zero_()
+    x = torch.randn(4, 24, generator=torch.Generator().manual_seed(3)).bfloat16()
+    with injected({PREFIX: module}, [f"{PREFIX}layer"], rank=4, alpha=3.0, seed=0, method=METHODS[method]) as adapters:
+        moved(adapters)
+        out = module["layer"](x)
+        out.float().sum().backward()
+        assert out.dtype == torch.bfloat16
+        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in adapters.parameters())
+        tensors = adapters.result()
+    module["layer"].weight = nn.Parameter(weight.float(), requires_grad=False)
+    expected = x.float() @ by_host(comfy, module, tensors).T
+    assert float((out.detach().float() - expected).norm() / expected.norm()) < 0.01
