@@ -14,6 +14,7 @@ Random numbers need no state, see :mod:`.randomness`.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,12 +22,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..lora.atomic import sync_folder, write_whole
-from ..lora.files import write_safetensors
+from ..lora.files import read_safetensors, write_safetensors
 from .config import TrainingConfig
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)")
@@ -77,7 +79,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
     """
     target = place(folder, checkpoint.step)
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    _sweep(target.parent)
     partial.mkdir(parents=True)
     # A name with "format" tells other loaders whose tensors these are.
     write_safetensors(partial / "lora.safetensors", dict(checkpoint.adapters), {"format": "pt"})
@@ -91,14 +93,34 @@ def save(folder: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
         "config": asdict(checkpoint.config),
     }
     write_text(partial / "state.json", json.dumps(state))
-    shutil.rmtree(target, ignore_errors=True)  # of an earlier run to the same step
+    if target.exists():  # of an earlier run to the same step
+        _discard(target)
     partial.rename(target)
     sync_folder(target.parent)
     there = checkpoints_in(folder)
     last = there.index(target) + 1
     for old in there[last:] + (there[: max(0, last - keep_last)] if keep_last else []):
-        shutil.rmtree(old, ignore_errors=True)
+        _discard(old)
     return target
+
+
+def _discard(checkpoint: Path) -> None:
+    """Delete a checkpoint at once: a process that dies meanwhile leaves none that lacks some of its files."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    try:
+        checkpoint.rename(hidden)
+    except OSError as why:  # Windows, while another program looks into it
+        log.warning("the checkpoint %s cannot be deleted: %s", checkpoint, why)
+        return
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _sweep(checkpoints: Path) -> None:
+    """Delete what a run that was killed left half written or half deleted."""
+    for path in checkpoints.glob(".step-*"):
+        if path.name.endswith((".partial", ".old")):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def load(path: Path) -> Checkpoint:
@@ -126,16 +148,22 @@ def load(path: Path) -> Checkpoint:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if state["format"] != FORMAT:
             raise ValueError(f"its format is {state['format']}, this version reads {FORMAT}")
-        return Checkpoint(
-            step=int(state["step"]),
-            losses=tuple(state["losses"]),
-            config=TrainingConfig.from_mapping(state["config"]),
-            adapters=load_file(folder / "lora.safetensors"),
-            optimizer=load_file(folder / "optimizer.safetensors"),
-            average=load_file(folder / _AVERAGE) if (folder / _AVERAGE).is_file() else {},
+        step, losses = state["step"], state["losses"]
+        if type(step) is not int or step < 0 or len(losses) != step or not all(type(loss) is float for loss in losses):
+            raise ValueError(f"it is of step {str(step)[:20]} and has not one loss for each step")
+        adapters, optimizer, average = (
+            read_safetensors(folder / name)[0] if name != _AVERAGE or (folder / name).is_file() else {}
+            for name in ("lora.safetensors", "optimizer.safetensors", _AVERAGE)
         )
-    except Exception as why:  # safetensors has an error class of its own
-        raise ValueError(f"The checkpoint {folder} cannot be read: {why}. Resume from another one.") from why
+        for name, tensor in (*adapters.items(), *optimizer.items(), *average.items()):
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise ValueError(f"its {name[:200]} holds NaN or infinity")
+        return Checkpoint(
+            step, tuple(losses), TrainingConfig.from_mapping(state["config"]), adapters, optimizer, average
+        )
+    except Exception as why:  # JSON that is too deep is a RecursionError, one of another shape a TypeError
+        reason = f"{type(why).__name__}: {why}" if type(why) is not ValueError else str(why)
+        raise ValueError(f"The checkpoint {folder} cannot be read: {reason[:500]}. Resume from another one.") from why
 
 
 def check_resumable(checkpoint: Checkpoint, config: TrainingConfig) -> None:
@@ -152,6 +180,7 @@ def check_resumable(checkpoint: Checkpoint, config: TrainingConfig) -> None:
     fixed: Sequence[str] = (
         *("rank", "alpha", "targets", "target_pattern", "optimizer", "adapter_dtype"),
         *("algorithm", "init", "rank_stabilised", "lokr_factor", "layer_rules"),
+        *("text_encoders", "text_encoder_pattern"),
     )
     differing = [
         f"{name} is {getattr(config, name)!r}, the checkpoint's is {getattr(checkpoint.config, name)!r}"

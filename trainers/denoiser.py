@@ -26,7 +26,8 @@ class Denoiser(Protocol):
     """Five things that training needs of a diffusion model.
 
     One may also have ``patch_size``, of its image tokens in latents (2 where it has none): the shift of noise levels by
-    resolution counts tokens.
+    resolution counts tokens. And where its text encoders are trained, ``text_encoders`` (prefix of their canonical
+    layer names -> module) and ``text_devices`` (prefix -> where it computes).
     """
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from .layer_rules import LayerRule, plan_layers
 from .randomness import generator
 
 _EXTRA = "adapter."
+
+Devices = torch.device | Mapping[str, torch.device] | None
+"""Where adapters go: one for all, or one for each prefix of the layers' names; None: where the base weight lies."""
 
 
 class Adapters:
@@ -32,10 +36,13 @@ class Adapters:
                 yield name, there[DOWN], there[UP]
 
     @torch.no_grad()
-    def begin(self, seed: int, dtype: torch.dtype, device: torch.device | None) -> None:
-        """Fresh numbers, each layer's from its own seeded stream; None: on the device of the base weight."""
+    def begin(self, seed: int, dtype: torch.dtype, device: Devices) -> None:
+        """Fresh numbers, each layer's from its own seeded stream."""
         for name, layer in self._layers.items():
-            layer.begin(generator(seed, "adapter", name), dtype, device)
+            where = device
+            if isinstance(device, Mapping):
+                where = next((one for prefix, one in device.items() if name.startswith(prefix)), None)
+            layer.begin(generator(seed, "adapter", name), dtype, where)
 
     def parameters(self) -> list[nn.Parameter]:
         """Everything that is trained, in a fixed order: down and up of each layer (others: as the algorithm has it)."""
@@ -108,7 +115,8 @@ class Adapters:
     def finite(self) -> bool:
         """Whether every number of every adapter is finite. Waits for the device."""
         with torch.no_grad():
-            return bool(torch.stack([factor.abs().sum() for factor in self.parameters()]).isfinite().all())
+            sums = [factor.abs().sum() for factor in self.parameters()]
+            return bool(torch.stack([one.to(sums[0].device) for one in sums]).isfinite().all())
 
     @torch.no_grad()
     def norm(self) -> Tensor:
@@ -188,7 +196,8 @@ def injected(
     rules: Sequence[LayerRule] = (),
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float32,
-    device: torch.device | None = None,
+    device: Devices = None,
+    rates: Mapping[str, float] | None = None,
 ) -> Iterator[Adapters]:
     """Put an adapter beside each layer for as long as the context lasts: of a LoRA, y = W x + alpha/rank · up(down(x)).
 
@@ -203,8 +212,9 @@ def injected(
         rules: other ranks, alphas and learning rates for some of the layers.
         dropout: of the input of LoRA and DoRA.
         dtype: of the adapters.
-        device: of the adapters; None: each where its base weight lies. In a model that the host loaded in part, some
-            weights lie elsewhere than the computation.
+        device: of the adapters. In a model that the host loaded in part, some weights lie elsewhere than the
+            computation.
+        rates: prefix -> factor of the learning rate of all layers of that module.
 
     Raises:
         ValueError: a rule matches no layer, or the algorithm needs weights that are not there as numbers.
@@ -217,7 +227,9 @@ def injected(
             stack.enter_context(unchanged(module))
             module.requires_grad_(False)
             if names:
-                theirs = {name: plans[prefix + name] for name in names}
+                factor = (rates or {}).get(prefix, 1.0)
+                planned = {name: plans[prefix + name] for name in names}
+                theirs = {name: replace(plan, rate=plan.rate * factor) for name, plan in planned.items()}
                 found = inject(module, theirs, method or Method(), dropout)
                 adapted |= {prefix + name: layer for name, layer in found.items()}
         adapters = Adapters({name: adapted[name] for name in plans})

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from .config import TEXT_ENCODERS
+
 PREFIX = "diffusion_model."
 """A layer's canonical name is this and its path in the Denoiser's module; text encoders have prefixes of their own."""
 
@@ -70,3 +72,27 @@ def matched_layers(modules: Mapping[str, nn.Module], targets: str, pattern: str 
     what = f"The target pattern {pattern!r}" if targets == "custom" else f"The target {targets!r}"
     some = ", ".join(list(names)[:: max(1, len(names) // 4)][:5]) or "none at all"
     raise ValueError(f"{what} matches no layer of this model. Layers that could be matched are, for example: {some}.")
+
+
+def text_encoder_layers(encoders: Mapping[str, nn.Module], which: str, pattern: str = "") -> tuple[str, ...]:
+    """Canonical names of the text encoders' layers that a choice names: attention and feed-forward, as sd-scripts has.
+
+    Args:
+        encoders: prefix of the canonical names -> module, in the host's order (SDXL: CLIP-L, CLIP-G; Flux: CLIP-L, T5).
+        which: one of ``trainers.config.TEXT_ENCODERS``.
+        pattern: for "custom", a regular expression searched in the canonical names of any layer.
+
+    Raises:
+        ValueError: unknown choice, bad expression, no second encoder, or no layer matched.
+    """
+    if which == "custom":
+        return matched_layers(encoders, which, pattern)
+    chosen = list(encoders.items())
+    if which in ("first", "second"):
+        chosen = chosen[:1] if which == "first" else chosen[1:2]
+    elif which != "all":
+        raise ValueError(f"Unknown text encoders {which!r}; choose one of {', '.join(TEXT_ENCODERS)}.")
+    if not chosen:
+        there = ", ".join(encoders) or "none"
+        raise ValueError(f"There is no {which} text encoder; there is {there.replace('.', '')}. Choose 'all'.")
+    return matched_layers(dict(chosen), "attention+feed-forward")

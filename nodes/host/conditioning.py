@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.model_base
@@ -109,14 +109,24 @@ def make_cond(
     return HostCond(conds)
 
 
+def moved_cond(cond: HostCond, device: torch.device) -> HostCond:
+    """The same on ``device``, with its history."""
+    return _each(cond, lambda tensor: tensor.to(device))
+
+
 def detach_cond(cond: HostCond, device: torch.device) -> HostCond:
     """The same on ``device``, of ordinary tensors. Call it outside of inference mode."""
+    return _each(cond, lambda tensor: tensor.detach().clone().to(device))
 
-    def ordinary(value: Any) -> Any:
+
+def _each(cond: HostCond, change: Callable[[Tensor], Tensor]) -> HostCond:
+    """The same with each tensor changed."""
+
+    def changed(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.detach().clone().to(device)
+            return change(value)
         if isinstance(value, (list, tuple)):
-            return type(value)(ordinary(item) for item in value)
+            return type(value)(changed(item) for item in value)
         return value
 
-    return HostCond({name: entry._copy_with(ordinary(entry.cond)) for name, entry in cond.model_conds.items()})
+    return HostCond({name: entry._copy_with(changed(entry.cond)) for name, entry in cond.model_conds.items()})

@@ -7,7 +7,7 @@ from typing import Any
 
 import comfy.model_patcher
 
-from ...lora.metadata import build_metadata
+from ...lora.metadata import build_metadata, rank_and_alpha
 from ...trainers.dataset import PictureSet
 from ...trainers.loop import TrainingResult
 from .denoiser import parameterisation
@@ -45,6 +45,7 @@ def describe(model: Any, pictures: PictureSet, result: TrainingResult) -> dict[s
     config = result.config
     sizes = [picture.target_size for picture in pictures.pictures]
     height, width = max(set(sizes), key=sizes.count)
+    rank, alpha = rank_and_alpha(result.tensors)  # with some inits, twice what was asked for
     return build_metadata(
         family=family(model, prediction),
         prediction=prediction,
@@ -53,10 +54,11 @@ def describe(model: Any, pictures: PictureSet, result: TrainingResult) -> dict[s
         class_noun=pictures.class_noun,
         captions=[picture.caption for picture in pictures.pictures for _ in range(pictures.repeats)],
         resolution=(width, height),
-        rank=config.rank,
-        alpha=config.alpha,
+        rank=rank or config.rank,
+        alpha=config.alpha if alpha is None else alpha,
         steps=result.steps_done,
         learning_rate=config.learning_rate,
+        text_encoder_learning_rate=config.text_encoder_learning_rate or None,
         batch_size=config.batch_size,
         seed=config.seed,
         optimizer=config.optimizer,

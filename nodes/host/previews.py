@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ...lora.atomic import write_whole
 from ..types import Samples
-from .conditioning import encode_text
 from .latents import zero_latents
+from .text import Texts
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,7 @@ class Previewer:
     samples: Samples
     patcher: comfy.model_patcher.ModelPatcher
     vae: Any
-    positives: list[list[list[Any]]]
-    negative: list[list[Any]]
+    texts: Texts
 
     def draw(self) -> Image.Image:
         """One picture a prompt, side by side. Call it with the training model loaded and gradients off."""
@@ -43,7 +42,8 @@ class Previewer:
         patcher = _already_loaded(self.patcher)
         drawn = []
         with torch.no_grad(), torch.random.fork_rng():  # the host seeds torch's global generator
-            for positive in self.positives:
+            negative = self.texts.conditioning(wanted.negative)
+            for prompt in wanted.prompts:
                 noise = comfy.sample.prepare_noise(empty, wanted.seed)
                 drawn.append(
                     comfy.sample.sample(
@@ -53,8 +53,8 @@ class Previewer:
                         wanted.cfg,
                         wanted.sampler_name,
                         wanted.scheduler,
-                        positive,
-                        self.negative,
+                        self.texts.conditioning(prompt),
+                        negative,
                         empty.clone(),
                         disable_pbar=True,
                         seed=wanted.seed,
@@ -75,32 +75,11 @@ class Previewer:
         return pixels.reshape(-1, *pixels.shape[-3:])  # a video VAE gives frames
 
 
-def prepare(samples: Samples, clip: Any, patcher: comfy.model_patcher.ModelPatcher, vae: Any) -> Previewer:
-    """Encode the prompts, while the text encoder is loaded anyway."""
+def prepare(samples: Samples, texts: Texts, patcher: comfy.model_patcher.ModelPatcher, vae: Any) -> Previewer:
+    """Encode the prompts while the text encoder is loaded anyway, unless it is trained."""
     zero_latents(vae, patcher, samples.width, samples.height)  # a size that cannot be is better told now
-    positives = [encode_text(clip, prompt) for prompt in samples.prompts]
-    return Previewer(samples, patcher, vae, positives, encode_text(clip, samples.negative))
-
-
-def ordinary_previewer(previewer: Previewer) -> Previewer:
-    """The same with conditionings of ordinary tensors. Call it outside of inference mode."""
-
-    def ordinary(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.detach().clone()
-        if isinstance(value, list):
-            return [ordinary(item) for item in value]
-        if isinstance(value, dict):
-            return {name: ordinary(item) for name, item in value.items()}
-        return value
-
-    return Previewer(
-        previewer.samples,
-        previewer.patcher,
-        previewer.vae,
-        [ordinary(positive) for positive in previewer.positives],
-        ordinary(previewer.negative),
-    )
+    texts.keep((*samples.prompts, samples.negative))
+    return Previewer(samples, patcher, vae, texts)
 
 
 def save_grid(picture: Image.Image, folder: Path, step: int) -> Path:

@@ -24,11 +24,11 @@ from ...trainers.checkpoints import write_text
 from ...trainers.dataset import Example, PictureSet
 from ...trainers.randomness import derived_seed
 from ..types import Prior
-from .conditioning import detach_cond, encode_text, make_cond
 from .fingerprint import model_fingerprint
 from .folders import runs_folder
 from .latents import zero_latents
 from .previews import grid
+from .text import Texts
 from .weights import ordinary_tensors
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def wanted_pictures(prior: Prior, pictures: PictureSet) -> list[Wanted]:
 
 def drawn_pictures(
     patcher: comfy.model_patcher.ModelPatcher,
-    clip: Any,
+    encoded: Texts,
     vae: Any,
     prior: Prior,
     pictures: PictureSet,
@@ -72,6 +72,7 @@ def drawn_pictures(
 
     Args:
         patcher: the untrained model.
+        encoded: of its text encoders.
         tell: shows a line to the user.
         show: shows the sheet of the pictures.
 
@@ -79,8 +80,8 @@ def drawn_pictures(
         InterruptProcessingException: the user cancelled; nothing is kept.
     """
     wanted = wanted_pictures(prior, pictures)
-    texts = {prompt: encode_text(clip, prompt) for prompt in dict.fromkeys(each.prompt for each in wanted)}
-    negative = encode_text(clip, "")
+    texts = {prompt: encoded.conditioning(prompt) for prompt in dict.fromkeys(each.prompt for each in wanted)}
+    negative = encoded.conditioning("")
     how = (prior.seed, prior.steps, prior.cfg, prior.sampler_name, prior.scheduler)
     sizes = [[each.prompt, *each.size] for each in wanted]
     name = model_fingerprint(patcher, how, sizes, [text[0][0] for text in texts.values()], negative[0][0])
@@ -98,9 +99,9 @@ def drawn_pictures(
     for each, one in zip(wanted, latents, strict=True):
         height, width = each.size
         sizes_of = {"width": width, "height": height, "target_width": width, "target_height": height, **empty_sizes}
-        cond = make_cond(patcher, texts[each.prompt], one.unsqueeze(0), sizes_of)
+        cond = encoded.cond(each.prompt, one.unsqueeze(0), sizes_of)
         with ordinary_tensors():
-            examples.append(Example(one.clone(), None, detach_cond(cond, patcher.load_device), None))
+            examples.append(Example(one.clone(), None, cond, None))
     return tuple(examples)
 
 

@@ -15,24 +15,24 @@ import torch
 from torch import Tensor
 
 from ...lora.files import write_safetensors
-from ...lora.keys import from_deltas
 from ...lora.model import LoraTensors
 from ...trainers.config import TrainingConfig
 from ...trainers.curve import loss_curve
-from ...trainers.dataset import Example, Picture, PictureSet, TrainingSet, class_caption
+from ...trainers.dataset import Example, PictureSet, TrainingSet, class_caption
 from ...trainers.loop import Callbacks, TrainingCancelled, TrainingResult, train
 from ..types import Prior, Samples
-from .conditioning import check_length, detach_cond, encode_text, make_cond, size_conditions
-from .denoiser import HostCond, HostDenoiser, parameterisation
+from .conditioning import check_length, size_conditions
+from .denoiser import HostDenoiser, parameterisation
 from .folders import new_run_folder, resumed_run, safe_name
 from .interrupt import Interrupt, InterruptProcessingException
 from .latents import encode_picture, latent_mask
 from .memory import advice, is_out_of_memory, training_memory
 from .metadata import describe
-from .previews import Previewer, ordinary_previewer, prepare, save_grid
+from .previews import Previewer, prepare, save_grid
 from .prior import drawn_pictures
 from .progress import Reporter
-from .weights import autograd_weights, ordinary_tensors
+from .text import LiveText, Texts, texts_of
+from .weights import autograd_weights, ordinary_tensors, resident_clone
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Trained:
     lora: LoraTensors
     curve: Tensor
     folder: Path
+    clip: Any
 
 
 def train_lora(
@@ -76,22 +77,24 @@ def train_lora(
     parameterisation(model.get_model_object("model_sampling"))  # before any work: can it be trained at all?
     interrupt = Interrupt()
     reporter = Reporter(config.steps, node_id, interrupt)
-    folder, checkpoint = _run_folder(run_name, resume_from, pictures.trigger)
     patcher = resident_clone(model)
     if config.precision in COMPUTE_DTYPES:
         patcher.set_model_compute_dtype(COMPUTE_DTYPES[config.precision])
+    texts = texts_of(clip, patcher, config)
+    folder, checkpoint = _run_folder(run_name, resume_from, pictures.trigger)
     try:
         reporter.text(f"encoding {len(pictures.pictures)} pictures and captions")
-        data = _encode(patcher, clip, vae, pictures, config.seed)
+        data = _encode(patcher, clip, texts, vae, pictures, config.seed)
         if prior is not None and prior.weight > 0:
             reporter.text("preparing what is to be kept")
-            data = replace(data, prior=_prior(patcher, clip, vae, prior, pictures, config, reporter))
-        previewer = prepare(samples, clip, patcher, vae) if samples else None
+            data = replace(data, prior=_prior(patcher, clip, texts, vae, prior, pictures, config, reporter))
+        texts.keep(())
+        previewer = prepare(samples, texts, patcher, vae) if samples else None
         largest = max((example.latents for example in data.examples), key=Tensor.numel).unsqueeze(0)
         reporter.text("loading the model")
-        comfy.model_management.load_models_gpu([patcher], training_memory(patcher, config, largest))
-        with ordinary_tensors(), autograd_weights(patcher.model):
-            result = _train(patcher, data, config, folder, checkpoint, previewer, reporter, interrupt)
+        comfy.model_management.load_models_gpu([patcher, *texts.patchers], training_memory(patcher, config, largest))
+        with ordinary_tensors(), autograd_weights(patcher.model), texts.training():
+            result = _train(patcher, texts, data, config, folder, checkpoint, previewer, reporter, interrupt)
     except TrainingCancelled as cancelled:
         log.info("Likeness: %s Its checkpoint is in %s.", cancelled, folder)
         raise InterruptProcessingException() from None
@@ -101,29 +104,24 @@ def train_lora(
         comfy.model_management.soft_empty_cache()
         raise RuntimeError(advice(config)) from error
     with ordinary_tensors():
-        lora = LoraTensors(from_deltas(result.deltas), describe(model, pictures, result))
+        lora = LoraTensors(result.tensors, describe(model, pictures, result))
         write_safetensors(folder / f"{folder.name}.safetensors", lora, lora.metadata)
         curve = loss_curve(result.losses)
     if interrupt.cancelled():  # during the last step: all is saved, but nothing else is to run
         raise InterruptProcessingException()
     reporter.text(f"trained {result.steps_done} steps, loss {result.losses[-1]:.4f}" if result.losses else "trained")
-    return Trained(with_lora(model, lora), lora, curve, folder)
+    patched, patched_clip = with_lora(model, clip, lora)
+    return Trained(patched, lora, curve, folder, patched_clip)
 
 
-def with_lora(model: comfy.model_patcher.ModelPatcher, lora: Mapping[str, Tensor]) -> comfy.model_patcher.ModelPatcher:
-    """The model with a LoRA at strength 1, by the host's own loader."""
-    patched, _ = comfy.sd.load_lora_for_models(model, None, dict(lora), 1.0, 0.0)
-    return patched
-
-
-def resident_clone(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
-    """A clone whose weights stay where they are loaded.
-
-    Newer hosts can stream weights through the device during a forward pass ("dynamic VRAM"); what autograd keeps for
-    the backward pass would be written over. They load such a model in the ordinary way when asked to.
-    """
-    streams = getattr(model, "is_dynamic", None)
-    return model.clone(disable_dynamic=True) if streams is not None and streams() else model.clone()
+def with_lora(
+    model: comfy.model_patcher.ModelPatcher, clip: Any, lora: Mapping[str, Tensor]
+) -> tuple[comfy.model_patcher.ModelPatcher, Any]:
+    """(model, CLIP) with a LoRA at strength 1, by the host's own loader; CLIP as it was where the LoRA has no text."""
+    if not any(name.startswith("text_encoders.") for name in lora):
+        return comfy.sd.load_lora_for_models(model, None, dict(lora), 1.0, 0.0)[0], clip
+    patched, patched_clip = comfy.sd.load_lora_for_models(model, clip, dict(lora), 1.0, 1.0)
+    return patched, patched_clip
 
 
 def _run_folder(run_name: str, resume_from: str, trigger: str) -> tuple[Path, Path | None]:
@@ -137,39 +135,18 @@ def _run_folder(run_name: str, resume_from: str, trigger: str) -> tuple[Path, Pa
 
 
 def _encode(
-    patcher: comfy.model_patcher.ModelPatcher, clip: Any, vae: Any, pictures: PictureSet, seed: int
+    patcher: comfy.model_patcher.ModelPatcher, clip: Any, texts: Texts, vae: Any, pictures: PictureSet, seed: int
 ) -> TrainingSet:
     """Everything that VAE and text encoder are needed for, once. They may be offloaded afterwards."""
-    examples = _examples(patcher, clip, vae, pictures, seed)
-    first = size_conditions(pictures.pictures[0])
-    empty = make_cond(patcher, encode_text(clip, ""), examples[0].latents.unsqueeze(0), first)
-    with ordinary_tensors():
-        return TrainingSet(examples, detach_cond(empty, patcher.load_device))
+    examples = _examples(patcher, clip, texts, vae, pictures, seed)
+    empty = texts.cond("", examples[0].latents.unsqueeze(0), size_conditions(pictures.pictures[0]))
+    return TrainingSet(examples, empty)
 
 
 def _examples(
-    patcher: comfy.model_patcher.ModelPatcher, clip: Any, vae: Any, pictures: PictureSet, seed: int
+    patcher: comfy.model_patcher.ModelPatcher, clip: Any, texts: Texts, vae: Any, pictures: PictureSet, seed: int
 ) -> tuple[Example, ...]:
     """The pictures of all members, encoded."""
-    texts: dict[str, Any] = {}
-
-    def text(caption: str) -> Any:
-        if caption not in texts:
-            texts[caption] = encode_text(clip, caption)
-        return texts[caption]
-
-    conds: dict[Any, HostCond] = {}
-
-    def condition(caption: str, picture: Picture, latents: Tensor) -> HostCond:
-        """One for all pictures of that caption, size and crop."""
-        sizes = size_conditions(picture)
-        key = (caption, *sizes.values(), latents.shape)
-        if key not in conds:
-            made = make_cond(patcher, text(caption), latents, sizes)
-            with ordinary_tensors():
-                conds[key] = detach_cond(made, patcher.load_device)
-        return conds[key]
-
     for picture in pictures.pictures:
         for caption in dict.fromkeys((picture.caption, *picture.variants)):
             check_length(clip, caption, picture.source)
@@ -181,10 +158,11 @@ def _examples(
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 latents = encode_picture(vae, patcher, picture, mirrored=False)
                 flipped = encode_picture(vae, patcher, picture, mirrored=True) if member.flip else None
-                cond = condition(picture.caption, picture, latents)
-                variants = tuple(condition(caption, picture, latents) for caption in picture.variants)
+                sizes = size_conditions(picture)
+                cond = texts.cond(picture.caption, latents, sizes)
+                variants = tuple(texts.cond(caption, latents, sizes) for caption in picture.variants)
                 kept = class_caption(picture.caption, member.trigger, member.class_noun)
-                kept_cond = None if kept is None else condition(kept, picture, latents)
+                kept_cond = None if kept is None else texts.cond(kept, latents, sizes)
                 mask = latent_mask(picture, latents)
                 with ordinary_tensors():
                     examples.append(
@@ -205,6 +183,7 @@ def _examples(
 def _prior(
     patcher: comfy.model_patcher.ModelPatcher,
     clip: Any,
+    texts: Texts,
     vae: Any,
     prior: Prior,
     pictures: PictureSet,
@@ -213,16 +192,17 @@ def _prior(
 ) -> tuple[Example, ...]:
     """Class pictures: of the user's, or the model's own; none where the training pictures serve."""
     if prior.dataset is not None:
-        return _examples(patcher, clip, vae, prior.dataset, config.seed)
+        return _examples(patcher, clip, texts, vae, prior.dataset, config.seed)
     if prior.prompts:
         return drawn_pictures(
-            patcher, clip, vae, prior, pictures, reporter.text, lambda sheet: reporter.show(sheet, 0, config.steps)
+            patcher, texts, vae, prior, pictures, reporter.text, lambda sheet: reporter.show(sheet, 0, config.steps)
         )
     return ()
 
 
 def _train(
     patcher: comfy.model_patcher.ModelPatcher,
+    texts: Texts,
     data: TrainingSet,
     config: TrainingConfig,
     folder: Path,
@@ -232,16 +212,15 @@ def _train(
     interrupt: Interrupt,
 ) -> TrainingResult:
     """The loop, with the host's callbacks."""
-    drawing = None if previewer is None else ordinary_previewer(previewer)
 
     def sample(step: int) -> None:
-        if drawing is None:
+        if previewer is None:
             return
         with interrupt.held():
-            grid = drawing.draw()
+            grid = previewer.draw()
             save_grid(grid, folder, step)
             reporter.show(grid, step, config.steps)
 
     callbacks = Callbacks(progress=reporter.step, cancelled=interrupt.cancelled, sample=sample)
-    denoiser = HostDenoiser(patcher, interrupt)
+    denoiser = HostDenoiser(patcher, interrupt, texts if isinstance(texts, LiveText) else None)
     return train(denoiser, data, config, folder, callbacks, checkpoint)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import comfy.model_patcher
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,27 @@ def ordinary_tensors() -> Iterator[None]:
     """Outside of inference mode, gradients on. What was made inside it must be cloned or aliased to be trained with."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+def ordinary(value: Any) -> Any:
+    """A copy of the tensors in lists and dicts (a CONDITIONING), without their history. Outside of inference mode."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, list):
+        return [ordinary(item) for item in value]
+    if isinstance(value, dict):
+        return {name: ordinary(item) for name, item in value.items()}
+    return value
+
+
+def resident_clone(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+    """A clone whose weights stay where they are loaded.
+
+    Newer hosts can stream weights through the device during a forward pass ("dynamic VRAM"); what autograd keeps for
+    the backward pass would be written over. They load such a model in the ordinary way when asked to.
+    """
+    streams = getattr(model, "is_dynamic", None)
+    return model.clone(disable_dynamic=True) if streams is not None and streams() else model.clone()
 
 
 def alias(tensor: Tensor) -> Tensor:
