@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .adapter_options import LikenessAdapterOptions
 from .captions import LikenessCaptions
+from .combine_datasets import LikenessCombineDatasets
 from .dataset import LikenessDataset
 from .lora_files import LikenessLoadLoRA, LikenessSaveLoRA
 from .loss_options import LikenessLossOptions
@@ -16,6 +17,7 @@ from .train import LikenessTrainLoRA
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessDataset,
+    LikenessCombineDatasets,
     LikenessCaptions,
     LikenessTrainLoRA,
     LikenessTrainingOptions,

@@ -128,6 +128,7 @@ class Batches:
             [example.repeats for example in data.examples],
             config.batch_size,
             config.seed,
+            [example.subject for example in data.examples] if data.balanced else None,
         )
 
     def draw(self, number: int, chance: torch.Generator) -> Batch:

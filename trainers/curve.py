@@ -1,8 +1,9 @@
-"""The loss curve as a picture."""
+"""A run's curves as a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +25,99 @@ def loss_curve(losses: Sequence[float], width: int = 768, height: int = 448, tit
     Returns:
         (1, height, width, 3) float32 in [0, 1], an IMAGE of the host.
     """
+    figure, image = _canvas(width, height)
+    _draw_losses(figure.add_subplot(), losses, title)
+    return image()
+
+
+def training_curves(
+    losses: Sequence[float], records: Sequence[Mapping[str, float]], width: int = 1024, height: int = 640
+) -> Tensor:
+    """All that a run's log tells: loss, loss by σ, learning rate, gradient norm, and how far the weights moved.
+
+    Args:
+        losses: one a step.
+        records: lines of the log; a value that a line does not have is left out.
+
+    Returns:
+        (1, height, width, 3) float32 in [0, 1], an IMAGE of the host.
+    """
+    figure, image = _canvas(width, height)
+    grid = figure.add_gridspec(3, 2, width_ratios=(3, 2))
+    _draw_losses(figure.add_subplot(grid[:2, 0]), losses, "Training loss")
+
+    def line(axes: Any, name: str, color: str, label: str, *, window: int = 1) -> None:
+        found = [(record["step"], record[name]) for record in records if name in record]
+        if found:
+            steps, values = zip(*found, strict=True)
+            marker = "." if len(found) < 3 else None
+            values = smoothed(values, window) if window > 1 else values
+            axes.plot(steps, values, color=color, linewidth=1.2, marker=marker, label=label)
+
+    def panel(place: Any, title: str) -> Any:
+        axes = figure.add_subplot(place)
+        axes.set_title(title, fontsize=10)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25)
+        return axes
+
+    def legend(axes: Any) -> None:
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(fontsize=8, loc="best", framealpha=0.8, edgecolor="none")
+
+    window = _window(len(losses) // 3)  # a third of the pictures is in each band
+    bands = panel(grid[0, 1], "Loss by noise level (mean)")
+    for name, color in (("low", "#3b8f5a"), ("middle", "#c98a1b"), ("high", "#b03a48")):
+        line(bands, f"loss_{name}_sigma", color, f"{name} σ", window=window)
+    legend(bands)
+    kept = panel(grid[2, 0], "Learning rate")
+    line(kept, "learning_rate", "#555555", "learning rate")
+    kept.set_ylim(bottom=0, top=1.15 * max((record.get("learning_rate", 0) for record in records), default=0) or 1.0)
+    kept.set_xlabel("step", fontsize=9)
+    if any("prior_loss" in record for record in records):
+        kept.set_title("Learning rate; loss of the subject and of what is kept (mean)", fontsize=10)
+        other = kept.twinx()
+        other.tick_params(labelsize=8)
+        line(other, "subject_loss", "#1f4e8c", "subject", window=window)
+        line(other, "prior_loss", "#7a4fa3", "kept", window=window)
+        legend(other)
+    norms = panel(grid[1, 1], "Gradient norm, before clipping")
+    line(norms, "gradient_norm", "#9db8d9", "each step")
+    line(norms, "gradient_norm", "#1f4e8c", "mean", window=_window(len(losses)))
+    if any(record.get("gradient_norm", 0) > 0 for record in records):
+        norms.set_yscale("log")
+    moved = panel(grid[2, 1], "‖ΔW‖, what was learnt")
+    line(moved, "delta_norm", "#1f4e8c", "norm")
+    moved.set_ylim(bottom=0)
+    moved.set_xlabel("step", fontsize=9)
+    return image()
+
+
+def _window(count: int) -> int:
+    """Values in a moving mean of so many."""
+    return max(1, min(50, count // 8))
+
+
+def _canvas(width: int, height: int) -> tuple[Any, Callable[[], Tensor]]:
+    """(an empty figure, a function that turns it into an IMAGE)."""
     # The object interface and no pyplot: pyplot keeps every figure in a global and picks a GUI backend.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 100, height / 100), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+
+    def image() -> Tensor:
+        canvas.draw()  # type: ignore[no-untyped-call]
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+        return torch.from_numpy(pixels.astype(np.float32) / 255)[None]
+
+    return figure, image
+
+
+def _draw_losses(axes: Any, losses: Sequence[float], title: str) -> None:
     steps = np.arange(1, len(losses) + 1)
-    window = max(1, min(50, len(losses) // 8))
+    window = _window(len(losses))
     marker = "." if len(losses) < 3 else None
     axes.plot(steps, np.asarray(losses), color="#9db8d9", linewidth=0.8, marker=marker, label="each step")
     if window > 1:
@@ -44,6 +129,3 @@ def loss_curve(losses: Sequence[float], width: int = 768, height: int = 448, tit
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.grid(alpha=0.25)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
-    return torch.from_numpy(pixels.astype(np.float32) / 255)[None]

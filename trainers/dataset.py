@@ -55,6 +55,7 @@ class PictureSet:
         trigger: the word that will stand for the subject.
         class_noun: what kind of thing it is.
         parts: the sets that it was combined of, one a subject; their pictures in turn are ``pictures``.
+        balanced: each part is seen as often as the others.
     """
 
     pictures: tuple[Picture, ...]
@@ -63,6 +64,7 @@ class PictureSet:
     trigger: str
     class_noun: str
     parts: tuple[PictureSet, ...] = ()
+    balanced: bool = False
 
     def members(self) -> tuple[PictureSet, ...]:
         """One set a subject: the parts, or this one."""
@@ -96,11 +98,19 @@ class Example:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """All examples, the condition of the empty caption (for caption dropout), and class pictures to be kept."""
+    """What is trained on.
+
+    Attributes:
+        examples: of all subjects.
+        empty: the condition of the empty caption, for caption dropout.
+        prior: class pictures to be kept.
+        balanced: each subject is seen as often as the others.
+    """
 
     examples: tuple[Example, ...]
     empty: Cond
     prior: tuple[Example, ...] = ()
+    balanced: bool = False
 
 
 __all__ = [

@@ -52,7 +52,12 @@ def preview_sheet(pictures: PictureSet, columns: int = 6) -> Tensor:
         caption = textwrap.wrap(picture.caption, 31, max_lines=2, placeholder=" …") or ["(empty caption)"]
         text = "\n".join([*caption, f"{width}×{height}  {textwrap.shorten(picture.source, 20, placeholder='…')}"])
         draw.multiline_text((left, top + _CELL + 4), text, fill=(225, 225, 230), font=font, spacing=3)
-    line = f"{len(pictures.pictures)} pictures × {pictures.repeats}" + (", mirrored at random" if pictures.flip else "")
+    line = "; ".join(
+        (f"{member.trigger}: " if pictures.parts else "")
+        + f"{len(member.pictures)} pictures × {member.repeats}"
+        + (", mirrored at random" if member.flip else "")
+        for member in pictures.members()
+    )
     line += f" ({more} more not shown)" if more else ""
     draw.text((_GAP, sheet.height - footer), line, fill=(160, 160, 170), font=font)
     return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)[None]

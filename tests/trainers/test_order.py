@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from hypothesis import given, settings
@@ -41,3 +42,30 @@ def test_seeds_of_purposes_differ() -> None:
     assert len(seeds) == 2000
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derived_seed(1, "a", 11) != derived_seed(11, "a", 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.integers(1, 3), st.integers(0, 2**32))
+def test_balanced_subjects_are_seen_equally(counts: list[int], buckets: int, seed: int) -> None:
+    """Fails if a subject of few pictures is seen less in an epoch, or the same pictures always make up the difference.
+
+    Batches of one, so that none is filled up.
+    """
+    subjects = [subject for subject, count in enumerate(counts) for _ in range(count)]
+    order = Order([n % buckets for n in range(len(subjects))], [1] * len(subjects), 1, seed, subjects)
+    most, epochs = max(counts), math.lcm(*counts)
+    for first in range(0, 3 * most * len(counts), most * len(counts)):
+        seen = Counter(subjects[order.batch(number)[0]] for number in range(first, first + most * len(counts)))
+        assert set(seen.values()) == {most} and len(seen) == len(counts)
+    if epochs <= 60:
+        each = Counter(order.batch(number)[0] for number in range(epochs * most * len(counts)))
+        for subject in range(len(counts)):
+            assert len({each[index] for index, whose in enumerate(subjects) if whose == subject}) == 1
+
+
+def test_balanced_batches_do_not_depend_on_what_was_asked_before() -> None:
+    """Fails if epochs of different lengths are counted wrong: a resumed run would see other pictures."""
+    arguments = (["a", "b", "a", "b", "a"], [1, 2, 1, 1, 1], 2, 5, [0, 0, 0, 0, 1])
+    forwards = [Order(*arguments).batch(number) for number in range(60)]
+    order = Order(*arguments)
+    assert [order.batch(number) for number in reversed(range(60))] == forwards[::-1]
