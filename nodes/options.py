@@ -148,6 +148,17 @@ class LikenessTrainingOptions(io.ComfyNode):
                     optional=True,
                     tooltip="Wire the model to see in the report which layers the targets meet.",
                 ),
+                io.Float.Input(
+                    "ema_decay",
+                    default=standard.ema_decay,
+                    min=0.0,
+                    max=0.99999,
+                    step=0.001,
+                    round=1e-6,
+                    optional=True,
+                    tooltip="Keep a moving average of the LoRA and use that: calmer than the last step. 0.99 for some "
+                    "hundreds of steps, 0.999 for thousands, 0 turns it off.",
+                ),
             ],
             outputs=[
                 TrainingOptions.Output(display_name="options", tooltip="For the options input of Train LoRA."),

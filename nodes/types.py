@@ -35,6 +35,7 @@ class Samples:
         every: training steps between two rounds.
         steps, cfg, sampler_name, scheduler: as in the host's KSampler.
         width, height: in pixels.
+        columns: pictures in a row of the grid; 0: about as wide as high.
     """
 
     prompts: tuple[str, ...]
@@ -47,6 +48,7 @@ class Samples:
     scheduler: str
     width: int
     height: int
+    columns: int = 0
 
 
 PREDICTION, GENERATED, CLASS_PICTURES = PRIOR_MODES = ("prior prediction", "generated pictures", "class pictures")

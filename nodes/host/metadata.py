@@ -52,7 +52,12 @@ def describe(model: Any, pictures: PictureSet, result: TrainingResult) -> dict[s
         res_blocks=res_blocks(model),
         trigger=pictures.trigger,
         class_noun=pictures.class_noun,
-        captions=[picture.caption for picture in pictures.pictures for _ in range(pictures.repeats)],
+        captions=[
+            picture.caption
+            for member in pictures.members()
+            for picture in member.pictures
+            for _ in range(member.repeats)
+        ],
         resolution=(width, height),
         rank=rank or config.rank,
         alpha=config.alpha if alpha is None else alpha,

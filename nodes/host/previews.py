@@ -60,7 +60,7 @@ class Previewer:
                         seed=wanted.seed,
                     )
                 )
-            return grid(self._decode(torch.cat(drawn)))
+            return grid(self._decode(torch.cat(drawn)), wanted.columns)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """(B, H, W, 3) in [0, 1] by the VAE, or by the latents' colours alone where it would push the model out."""
@@ -121,10 +121,10 @@ def _latent_colours(patcher: comfy.model_patcher.ModelPatcher, latents: Tensor) 
     return ((rgb + 1) / 2).clamp(0, 1)
 
 
-def grid(pixels: Tensor) -> Image.Image:
-    """Pictures (B, H, W, 3) in [0, 1] in rows, about as wide as high."""
+def grid(pixels: Tensor, columns: int = 0) -> Image.Image:
+    """Pictures (B, H, W, 3) in [0, 1] in rows of ``columns``; 0: about as wide as high."""
     count, height, width = pixels.shape[:3]
-    columns = math.ceil(math.sqrt(count))
+    columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     sheet = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
     for index, picture in enumerate((pixels.clamp(0, 1) * 255).round().byte().cpu().numpy()):

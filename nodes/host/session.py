@@ -17,15 +17,17 @@ from torch import Tensor
 from ...lora.files import write_safetensors
 from ...lora.model import LoraTensors
 from ...trainers.config import TrainingConfig
-from ...trainers.curve import loss_curve
+from ...trainers.curve import training_curves
 from ...trainers.dataset import Example, PictureSet, TrainingSet, class_caption
 from ...trainers.loop import Callbacks, TrainingCancelled, TrainingResult, train
+from ...trainers.subjects import prompts_of_each
 from ..types import Prior, Samples
 from .conditioning import check_length, size_conditions
 from .denoiser import HostDenoiser, parameterisation
 from .folders import new_run_folder, resumed_run, safe_name
 from .interrupt import Interrupt, InterruptProcessingException
 from .latents import encode_picture, latent_mask
+from .live import Live
 from .memory import advice, is_out_of_memory, training_memory
 from .metadata import describe
 from .previews import Previewer, prepare, save_grid
@@ -84,12 +86,12 @@ def train_lora(
     folder, checkpoint = _run_folder(run_name, resume_from, pictures.trigger)
     try:
         reporter.text(f"encoding {len(pictures.pictures)} pictures and captions")
-        data = _encode(patcher, clip, texts, vae, pictures, config.seed)
+        data = encode(patcher, clip, texts, vae, pictures, config.seed)
         if prior is not None and prior.weight > 0:
             reporter.text("preparing what is to be kept")
             data = replace(data, prior=_prior(patcher, clip, texts, vae, prior, pictures, config, reporter))
         texts.keep(())
-        previewer = prepare(samples, texts, patcher, vae) if samples else None
+        previewer = prepare(_of_each(samples, pictures), texts, patcher, vae) if samples else None
         largest = max((example.latents for example in data.examples), key=Tensor.numel).unsqueeze(0)
         reporter.text("loading the model")
         comfy.model_management.load_models_gpu([patcher, *texts.patchers], training_memory(patcher, config, largest))
@@ -106,7 +108,7 @@ def train_lora(
     with ordinary_tensors():
         lora = LoraTensors(result.tensors, describe(model, pictures, result))
         write_safetensors(folder / f"{folder.name}.safetensors", lora, lora.metadata)
-        curve = loss_curve(result.losses)
+        curve = training_curves(result.losses, result.records)
     if interrupt.cancelled():  # during the last step: all is saved, but nothing else is to run
         raise InterruptProcessingException()
     reporter.text(f"trained {result.steps_done} steps, loss {result.losses[-1]:.4f}" if result.losses else "trained")
@@ -124,6 +126,12 @@ def with_lora(
     return patched, patched_clip
 
 
+def _of_each(samples: Samples, pictures: PictureSet) -> Samples:
+    """The prompts with trigger words filled in, and asked of each subject."""
+    prompts, columns = prompts_of_each(samples.prompts, pictures)
+    return replace(samples, prompts=prompts, columns=columns)
+
+
 def _run_folder(run_name: str, resume_from: str, trigger: str) -> tuple[Path, Path | None]:
     """(folder to write to, what to resume from). A resumed run goes on in its own folder, unless it is given a name."""
     if not resume_from.strip():
@@ -134,13 +142,13 @@ def _run_folder(run_name: str, resume_from: str, trigger: str) -> tuple[Path, Pa
     return folder, checkpoint
 
 
-def _encode(
+def encode(
     patcher: comfy.model_patcher.ModelPatcher, clip: Any, texts: Texts, vae: Any, pictures: PictureSet, seed: int
 ) -> TrainingSet:
     """Everything that VAE and text encoder are needed for, once. They may be offloaded afterwards."""
     examples = _examples(patcher, clip, texts, vae, pictures, seed)
     empty = texts.cond("", examples[0].latents.unsqueeze(0), size_conditions(pictures.pictures[0]))
-    return TrainingSet(examples, empty)
+    return TrainingSet(examples, empty, balanced=pictures.balanced)
 
 
 def _examples(
@@ -212,6 +220,7 @@ def _train(
     interrupt: Interrupt,
 ) -> TrainingResult:
     """The loop, with the host's callbacks."""
+    live = Live(reporter, config.steps)
 
     def sample(step: int) -> None:
         if previewer is None:
@@ -219,8 +228,8 @@ def _train(
         with interrupt.held():
             grid = previewer.draw()
             save_grid(grid, folder, step)
-            reporter.show(grid, step, config.steps)
+            live.show(grid, step)
 
-    callbacks = Callbacks(progress=reporter.step, cancelled=interrupt.cancelled, sample=sample)
+    callbacks = Callbacks(progress=reporter.step, cancelled=interrupt.cancelled, sample=sample, record=live.record)
     denoiser = HostDenoiser(patcher, interrupt, texts if isinstance(texts, LiveText) else None)
     return train(denoiser, data, config, folder, callbacks, checkpoint)
