@@ -25,8 +25,8 @@ class LikenessSamplePrompts(io.ComfyNode):
                     "prompts",
                     multiline=True,
                     default="a picture of sks subject",
-                    tooltip="One prompt a line; each becomes one picture of the grid. {trigger} and {class} stand for the "
-                    "dataset's words; with several subjects, each gets a row. Empty lines are left out.",
+                    tooltip="One prompt a line; each becomes one picture of the grid. {trigger} and {class} stand for "
+                    "the dataset's words; with several subjects, each gets a row. Empty lines are left out.",
                 ),
                 io.String.Input("negative", default="", tooltip="The negative prompt of all of them."),
                 io.Int.Input(
