@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 
@@ -10,6 +11,8 @@ from PIL import Image
 
 from ...trainers.curve import training_curves
 from .progress import Reporter
+
+log = logging.getLogger(__name__)
 
 FIRST = 3.0
 """Seconds until the curves are drawn for the first time."""
@@ -43,11 +46,14 @@ class Live:
         self.draw(step)
 
     def draw(self, step: int) -> None:
-        """Make the preview anew."""
+        """Make the preview anew. Whatever hinders it must not end the training."""
         began = time.monotonic()
-        curves = training_curves([record["loss"] for record in self.records], self.records, 896, 560)
-        picture = Image.fromarray((curves[0].numpy() * 255).astype(np.uint8))
-        self.reporter.show(picture if self.samples is None else _below(self.samples, picture), step, self.steps)
+        try:
+            curves = training_curves([record["loss"] for record in self.records], self.records, 896, 560)
+            picture = Image.fromarray((curves[0].numpy() * 255).astype(np.uint8))
+            self.reporter.show(picture if self.samples is None else _below(self.samples, picture), step, self.steps)
+        except Exception:
+            log.warning("Likeness: the curves could not be drawn.", exc_info=True)
         now = time.monotonic()
         self._next = now + max(SHORTEST, (now - began) / SHARE)
 
