@@ -29,7 +29,8 @@ def training_memory(patcher: comfy.model_patcher.ModelPatcher, config: TrainingC
     Args:
         latents: (1, C, …) of the largest picture.
     """
-    batch = [config.batch_size, *latents.shape[1:]]
+    together = 2 if config.prior_weight > 0 else 1  # what is to be kept goes through with what is learnt
+    batch = [together * config.batch_size, *latents.shape[1:]]
     forward = float(patcher.model.memory_required(batch))
     layers = adaptable_layers({PREFIX: patcher.model.diffusion_model})
     adapter = 0
