@@ -6,6 +6,7 @@ ComfyUI does the same under another name; so tests import `likeness.trainers.loo
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -149,3 +150,11 @@ def object_info(server: Any) -> dict[str, object]:
     from likeness.devtools.client import Client
 
     return Client(server.address).object_info()
+
+
+@pytest.fixture(scope="session")
+def figures(pytestconfig: pytest.Config) -> Iterator[dict[str, Any]]:
+    """What the quality tests measured; left in .host/quality.json."""
+    measured: dict[str, Any] = {}
+    yield measured
+    (Path(pytestconfig.rootpath) / ".host" / "quality.json").write_text(json.dumps(measured, indent=1) + "\n")

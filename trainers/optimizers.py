@@ -21,6 +21,9 @@ Groups = Sequence[dict[str, Any]]
 _PROGRESS = ("d", "d_max", "d_numerator", "d_denom", "d_hat", "k", "weight_sum", "lr_max", "scheduled_lr")
 """What optimizers keep a group and not a parameter: Prodigy its estimate, schedule-free the weight of its average."""
 
+_AS_PARAMETER = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "z"})
+"""What optimizers keep for each number of a parameter."""
+
 _PYTHON: dict[type, tuple[str, torch.dtype]] = {
     bool: (":bool", torch.bool),
     int: (":int", torch.int64),
@@ -188,8 +191,12 @@ def load_state_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> N
     """Put back what :func:`state_tensors` took, to the bit, on each parameter's device.
 
     Not by ``load_state_dict``, which casts states to the parameter's dtype.
+
+    Raises:
+        ValueError: the state is not of these parameters. Kernels do not look, and would write beside them.
     """
     parameters = _parameters(optimizer)
+    _check_state(optimizer, parameters, tensors)
     fused = [bool(group.get("fused")) for group in optimizer.param_groups for _ in group["params"]]
     for name, tensor in tensors.items():
         owner, _, key = name.partition(".")
@@ -202,6 +209,34 @@ def load_state_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> N
             if isinstance(value, Tensor) and (key != "step" or fused[int(owner)]):
                 value = value.to(parameter.device)
             optimizer.state[parameter][key] = value
+
+
+def _check_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    owners: dict[int, set[str]] = {}
+    for name, tensor in tensors.items():
+        owner, _, key = name.partition(".")
+        if owner == "adapter":  # of Adapters.extra
+            continue
+        key, _, kind = key.partition(":")
+        shape: tuple[int, ...] | None = () if kind or key == "step" else None
+        if owner.isdecimal() and int(owner) < len(parameters):
+            owners.setdefault(int(owner), set()).add(key)
+            shape = tuple(parameters[int(owner)].shape) if key in _AS_PARAMETER else shape
+            known = True
+        else:
+            group = owner.removeprefix("group")
+            known = group.isdecimal() and int(group) < len(optimizer.param_groups) and key in _PROGRESS
+        if not known or (shape is not None and tuple(tensor.shape) != shape):
+            raise ValueError(
+                f"The checkpoint's optimizer state {name[:100]} {tuple(tensor.shape)} is not of this run's adapters. "
+                "Resume from another checkpoint, or start anew."
+            )
+    everywhere = {key for keys in owners.values() for key in keys if key in _AS_PARAMETER or key == "step"}
+    if lacking := [owner for owner, keys in owners.items() if everywhere - keys]:
+        raise ValueError(
+            f"The checkpoint's optimizer state of adapter {lacking[0]} is not complete. Resume from another "
+            "checkpoint, or start anew."
+        )
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

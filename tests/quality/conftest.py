@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,14 +65,6 @@ class Studio:
     ask: Callable[..., None] = ask
     pictures_of: Callable[..., Tensor] = pictures_of
     node: Callable[..., dict[str, Any]] = _node
-
-
-@pytest.fixture(scope="session")
-def figures(pytestconfig: pytest.Config) -> Iterator[dict[str, Any]]:
-    """What the tests measured; left in .host/quality.json."""
-    measured: dict[str, Any] = {}
-    yield measured
-    (Path(pytestconfig.rootpath) / ".host" / "quality.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 
 @pytest.fixture(scope="session")

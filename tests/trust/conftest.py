@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+TOYS = Path(__file__).resolve().parents[1] / "trainers" / "conftest.py"
+_spec = importlib.util.spec_from_file_location("toys", TOYS)
+assert _spec is not None and _spec.loader is not None
+_toys = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_toys)
+toy, data = _toys.toy, _toys.data  # the same fixtures as the trainers' own tests have
 
 SECONDS = 5.0  # of CPU for one small input; the honest ones take milliseconds
 LONGEST_MESSAGE = 2000
