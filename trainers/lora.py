@@ -39,9 +39,10 @@ class Adapters:
     def begin(self, seed: int, dtype: torch.dtype, device: Devices) -> None:
         """Fresh numbers, each layer's from its own seeded stream."""
         for name, layer in self._layers.items():
-            where = device
             if isinstance(device, Mapping):
                 where = next((one for prefix, one in device.items() if name.startswith(prefix)), None)
+            else:
+                where = device
             layer.begin(generator(seed, "adapter", name), dtype, where)
 
     def parameters(self) -> list[nn.Parameter]:
