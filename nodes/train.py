@@ -27,7 +27,7 @@ class LikenessTrainLoRA(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model to teach. LoRAs already applied stay in force."),
-                io.Clip.Input("clip", tooltip="Its text encoder, used once for the captions; it is not trained."),
+                io.Clip.Input("clip", tooltip="Its text encoder. Trained only with Text Encoder Options (Likeness)."),
                 io.Vae.Input("vae", tooltip="Its VAE, used once for the pictures."),
                 Dataset.Input("dataset", tooltip="The pictures, from Dataset (Likeness)."),
                 io.Int.Input(
@@ -90,6 +90,9 @@ class LikenessTrainLoRA(io.ComfyNode):
                 LoraModel.Output(display_name="lora", tooltip="The LoRA, for Save LoRA (Likeness)."),
                 io.Image.Output(display_name="loss_curve", tooltip="Loss over steps, smoothed and raw."),
                 io.String.Output(display_name="run_folder", tooltip="Where log, samples and checkpoints are."),
+                io.Clip.Output(
+                    display_name="clip", tooltip="The text encoder with the LoRA applied, where it was trained, too."
+                ),
             ],
         )
 
@@ -135,4 +138,4 @@ class LikenessTrainLoRA(io.ComfyNode):
             resume_from=resume_from,
             node_id=cls.hidden.unique_id,
         )
-        return io.NodeOutput(trained.model, trained.lora, trained.curve, str(trained.folder))
+        return io.NodeOutput(trained.model, trained.lora, trained.curve, str(trained.folder), trained.clip)
