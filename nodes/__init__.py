@@ -8,11 +8,13 @@ from .adapter_options import LikenessAdapterOptions
 from .captions import LikenessCaptions
 from .combine_datasets import LikenessCombineDatasets
 from .dataset import LikenessDataset
+from .find_learning_rate import LikenessFindLearningRate
 from .lora_files import LikenessLoadLoRA, LikenessSaveLoRA
 from .loss_options import LikenessLossOptions
 from .options import LikenessTrainingOptions
 from .prior import LikenessPriorPreservation
 from .samples import LikenessSamplePrompts
+from .text_encoder_options import LikenessTextEncoderOptions
 from .train import LikenessTrainLoRA
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -23,6 +25,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessTrainingOptions,
     LikenessLossOptions,
     LikenessAdapterOptions,
+    LikenessTextEncoderOptions,
+    LikenessFindLearningRate,
     LikenessSamplePrompts,
     LikenessPriorPreservation,
     LikenessSaveLoRA,

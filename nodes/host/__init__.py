@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .denoiser import HostDenoiser
 from .folders import folder_fingerprint, input_base, input_folder
+from .rates import find_learning_rate
 from .report import describe_options
 from .session import Trained, train_lora
 from .weights import autograd_weights, ordinary_tensors
@@ -13,6 +14,7 @@ __all__ = [
     "Trained",
     "autograd_weights",
     "describe_options",
+    "find_learning_rate",
     "folder_fingerprint",
     "input_base",
     "input_folder",
