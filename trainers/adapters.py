@@ -232,9 +232,14 @@ class Dora(LowRank):
         return {**super()._slots(), self.MAGNITUDE: (self.layer.lora_magnitude_vector[NAME], "weight")}
 
     def begin(self, chance: torch.Generator, dtype: torch.dtype, device: torch.device | None) -> None:
+        weight = base_weight(self.base)
+        if device is not None and device.type != weight.device.type:
+            raise ValueError(
+                f"DoRA computes with the base model's weights, and a part of them is not on the device ({device}) but "
+                f"on {weight.device}. Free memory, load the model in a smaller type, or choose the algorithm lora."
+            )
         super().begin(chance, dtype, device)
         old = self.parameters()[self.MAGNITUDE]
-        weight = base_weight(self.base)
         self.put(self.MAGNITUDE, weight.flatten(1).norm(dim=1).reshape(old.shape).to(old.device, dtype))
 
     def tensors(self) -> dict[str, Tensor]:

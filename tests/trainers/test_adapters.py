@@ -143,3 +143,13 @@ def test_a_quantised_base_is_served_or_refused(method: Method) -> None:
     with pytest.raises(ValueError, match=r"needs the base model's weights as numbers.*float8_e4m3fn"), context:
         pass
     assert module[0] is layer
+
+
+def test_dora_beside_weights_that_lie_elsewhere_is_refused() -> None:
+    """Fails if a partly loaded model ends in torch's words in the middle of a step. (No second device here.)"""
+    module = nn.Sequential(nn.Linear(4, 4))
+    context = injected(
+        {PREFIX: module}, [f"{PREFIX}0"], rank=1, alpha=1.0, seed=0, method=Method("dora"), device=torch.device("meta")
+    )
+    with pytest.raises(ValueError, match="not on the device"), context:
+        pass
