@@ -48,7 +48,11 @@ class TrainingConfig:
         warmup_steps: steps from 0 to the peak; the first one has a rate of 0, as in transformers and diffusers.
         gradient_accumulation: batches a step.
         max_grad_norm: clip the gradient's norm over all layers; 0 = no clipping.
-        gradient_checkpointing: recompute each block's activations instead of keeping them.
+        gradient_checkpointing: recompute blocks' activations instead of keeping them.
+        checkpointing_share: of the blocks, in [0, 1]; those that keep most memory are recomputed first.
+        offload_blocks: share of the blocks, in [0, 1], whose frozen weights live in main memory and come to the device
+            for their passes ("block swap"); on a CPU, in a temporary file.
+        compile: run blocks through torch.compile; if that fails, a warning, and on without it.
         precision: of the base model, for whoever makes the Denoiser; the loop does not touch the base.
         adapter_dtype: one of :data:`DTYPES`.
         dropout: of the adapter's input, in [0, 1).
@@ -107,6 +111,9 @@ class TrainingConfig:
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
+    checkpointing_share: float = 1.0
+    offload_blocks: float = 0.0
+    compile: bool = False
     precision: str = "as loaded"
     adapter_dtype: str = "fp32"
     dropout: float = 0.0
@@ -206,6 +213,10 @@ class TrainingConfig:
         one_of("precision", PRECISIONS)
         one_of("prior_target", PRIOR_TARGETS)
         one_of("text_encoders", TEXT_ENCODERS)
+        share("checkpointing_share", one=True)
+        share("offload_blocks", one=True)
+        if self.compile and self.offload_blocks:
+            wrong.append("compile is on and offload_blocks is above 0; weights that come and go cannot be compiled")
         share("caption_dropout", one=True)
         share("dropout", one=False)
         one_of("algorithm", ALGORITHMS)
@@ -239,6 +250,11 @@ class TrainingConfig:
             rules = ()
         if self.optimizer == "prodigy" and any(rule.rate != 1 for rule in rules):
             wrong.append("optimizer is 'prodigy', which has one rate for all layers; take lr=… out of layer_rules")
+        if self.optimizer == "prodigy" and self.text_encoder_learning_rate not in (0, self.learning_rate):
+            wrong.append(
+                f"optimizer is 'prodigy', which has one rate for all layers; set text_encoder_learning_rate to "
+                f"{self.learning_rate:g} too, or to 0"
+            )
         if self.optimizer == "schedule-free" and self.schedule != "constant":
             wrong.append(f"optimizer is 'schedule-free' and schedule {self.schedule!r}; choose schedule 'constant'")
         return wrong
