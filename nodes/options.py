@@ -43,7 +43,9 @@ class LikenessTrainingOptions(io.ComfyNode):
                     "optimizer",
                     options=list(OPTIMIZERS),
                     default=standard.optimizer,
-                    tooltip="adamw is the usual one; adafactor keeps less memory.",
+                    tooltip="adamw is the usual one; adafactor and adamw-8bit keep less memory; lion wants a third of "
+                    "the learning rate; prodigy finds it itself (set learning_rate to 1); schedule-free needs no "
+                    "schedule. adamw-8bit, prodigy and schedule-free need a package, which their error names.",
                 ),
                 io.Float.Input(
                     "weight_decay",
