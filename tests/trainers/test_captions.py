@@ -130,6 +130,9 @@ def test_two_in_a_row() -> None:
     shuffled = with_captions(picture_set("a, b, c, d"), CaptionRules(shuffle=True, variants=4))
     dressed = with_captions(shuffled, CaptionRules(prefix="x"))
     assert dressed.pictures[0].variants == tuple(f"x {variant}" for variant in shuffled.pictures[0].variants)
+    bare = with_captions(picture_set("a, b"), CaptionRules(tag_dropout=1.0, keep_tags=1))
+    again = with_captions(bare, CaptionRules(shuffle=True, variants=3))
+    assert again.pictures[0].caption == "a, b" and again.pictures[0].variants == ("a",) * 3
     one, two = picture_set("a dog"), picture_set("a cat", trigger="zwx", class_noun="cat")
     both = PictureSet(one.pictures + two.pictures, 1, False, "sks", "dog", parts=(one, two))
     changed = with_captions(both, CaptionRules(trigger="before class"))
