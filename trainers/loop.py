@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from .checkpoints import Checkpoint
 from .config import TrainingConfig
 from .dataset import TrainingSet
 from .denoiser import Cond, Denoiser
+from .economy import economised
 from .ema import MovingAverage, load_trained, trained_tensors
 from .layer_rules import parse_rules
 from .lora import Adapters, injected
@@ -30,7 +31,6 @@ from .objectives import diffusion_loss
 from .prior import PriorBatches
 from .randomness import derived_seed, generator
 from .rebinding import Rebinding
-from .recompute import recomputed_blocks
 from .runlog import LossReader, RunLog
 from .schedule import rate_factor
 
@@ -90,6 +90,7 @@ class TrainingResult:
         config: the configuration it was trained with.
         records: the lines of the log.
         tensors: what was learnt in the host's naming, whatever the algorithm, float32 on the CPU.
+        notes: what was done for memory and speed, in words.
     """
 
     deltas: Mapping[str, LowRankDelta]
@@ -99,6 +100,7 @@ class TrainingResult:
     config: TrainingConfig
     records: tuple[Mapping[str, float], ...] = ()
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class TrainingCancelled(Exception):
@@ -173,13 +175,11 @@ def train(
                 rates=trained.rates,
             )
         )
-        if config.gradient_checkpointing:
-            blocks = stack.enter_context(recomputed_blocks(denoiser.module, random=config.dropout > 0))
-            if not blocks:
-                log.warning("gradient checkpointing is on, but the model has no blocks that it knows of")
+        economies = stack.enter_context(economised(denoiser.module, trained.modules, config, denoiser.device))
         run = _Run(denoiser, data, config, folder, callbacks or Callbacks(), adapters, start, rate)
         stack.callback(run.log.close)
-        return run.go()
+        result = run.go()
+        return replace(result, notes=tuple(economies.lines()))
 
 
 @contextmanager

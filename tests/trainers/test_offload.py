@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from likeness.trainers.offload import FileHome, MemoryHome, offloaded_blocks
+from likeness.trainers.recompute import recomputed_blocks
+
+CPU = torch.device("cpu")
+
+
+class WideBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, width)
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+        self.down = nn.Linear(width, 2, bias=False)
+        self.up = nn.Linear(2, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        h = torch.tanh(self.linear(h) + self.up(self.down(h)))
+        return x + self.conv(h[:, None])[:, 0]
+
+
+class WideNet(nn.Module):
+    """Frozen blocks with a trained branch each."""
+
+    def __init__(self, blocks: int = 4, width: int = 16) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(WideBlock(width) for _ in range(blocks))
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_("down" in name or "up" in name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.fixture()
+def net() -> Iterator[WideNet]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield WideNet()
+
+
+def gradients(net: nn.Module, x: Tensor) -> list[Tensor]:
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    return list(torch.autograd.grad(net(x).square().sum(), trained))
+
+
+def state(net: nn.Module) -> list[tuple[Any, ...]]:
+    """Objects, flags and bytes of all parameters, and what the modules' instances hold."""
+    found: list[tuple[Any, ...]] = [
+        (name, id(tensor), tensor.requires_grad, tensor.detach().clone().numpy().tobytes())
+        for name, tensor in net.named_parameters()
+    ]
+    return found + [(name, sorted(module.__dict__)) for name, module in net.named_modules()]
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("recomputed", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("in_file", [True, False])
+def test_gradients_are_the_same_and_the_model_comes_back(
+    net: WideNet, tmp_path: Path, share: float, recomputed: float, in_file: bool
+) -> None:
+    """Against the model left alone, to the bit: fails if a weight is stale, missing or swapped in a pass."""
+    x, before = torch.randn(2, 8, 16), state(net)
+    expected, plain = gradients(net, x), net(x)
+    with offloaded_blocks(net, share, CPU, FileHome(tmp_path) if in_file else MemoryHome()) as offload:
+        assert offload.count == 4 * share
+        with recomputed_blocks(net, share=recomputed):
+            for _ in range(2):
+                assert all(map(torch.equal, gradients(net, x), expected))
+            with torch.no_grad():
+                assert torch.equal(net(x), plain)
+        # 2 gradients: forward and backward; 1 picture: forward.
+        assert offload.fetches == offload.count * 5
+    assert state(net) == before
+    assert all(map(torch.equal, gradients(net, x), expected))
+
+
+def squares() -> set[int]:
+    """All tensors of a weight's shape that hold memory."""
+    gc.collect()
+    return {id(o) for o in gc.get_objects() if isinstance(o, Tensor) and o.shape == (16, 16) and o.untyped_storage()}
+
+
+def test_the_device_holds_no_swapped_weight(net: WideNet, tmp_path: Path) -> None:
+    """Fails if the model's own parameter, or the graph after a forward pass, keeps a weight on the device."""
+    originals = {name: p for name, p in net.named_parameters() if not p.requires_grad}
+    with offloaded_blocks(net, 1.0, CPU, FileHome(tmp_path)):
+        assert sum(p.untyped_storage().nbytes() for p in originals.values()) == 0
+        standing = dict(net.named_parameters())
+        assert all(standing[name].shape == p.shape for name, p in originals.items())
+        before = squares()
+        loss = net(torch.randn(2, 9, 16)).square().sum()
+        assert squares() == before
+        loss.backward()
+    assert all(p.untyped_storage().nbytes() == p.numel() * 4 for p in originals.values())
+
+
+def test_an_error_inside_brings_the_weights_back(net: WideNet) -> None:
+    """Fails if a run that dies leaves an empty model."""
+    before = state(net)
+    with pytest.raises(KeyError), offloaded_blocks(net, 1.0, CPU):
+        net(torch.randn(1, 8, 16))
+        raise KeyError
+    assert state(net) == before
+
+
+def test_weights_that_share_memory_stay(net: WideNet) -> None:
+    """Fails if emptying one parameter's storage would take another's bytes with it."""
+    both = torch.randn(2, 16, 16)
+    for number in range(2):
+        net.blocks[number].linear.weight = nn.Parameter(both[number], requires_grad=False)
+    with offloaded_blocks(net, 1.0, CPU):
+        assert net.blocks[0].linear.weight.data_ptr() == both.data_ptr()
+    with pytest.raises(ValueError, match="offload_blocks"), offloaded_blocks(nn.Linear(2, 2), 1.0, CPU):
+        pass
+
+
+RESIDENT = """
+import importlib.util, pathlib, sys
+root, test, folder = map(pathlib.Path, sys.argv[1:])
+for name, path in (("likeness", root / "__init__.py"), ("tested", test)):
+    where = [str(root)] if name == "likeness" else None
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=where)
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+t = sys.modules["tested"]
+
+def resident():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if "VmRSS" in line)
+
+net, x = t.WideNet(8, 2048), t.torch.randn(1, 4, 2048)
+t.gradients(net, x)
+before = resident()
+with t.offloaded_blocks(net, 1.0, t.CPU, t.FileHome(folder)), t.recomputed_blocks(net):
+    t.gradients(net, x)
+    print(before - resident())
+"""
+
+
+def test_resident_memory_falls(tmp_path: Path) -> None:
+    """Of 8 blocks of 16 MiB at most 2 stay resident: fails if the file's pages or the originals count on."""
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("no /proc")
+    here = Path(__file__).resolve()
+    command = [sys.executable, "-c", RESIDENT, str(here.parents[2]), str(here), str(tmp_path)]
+    fell = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert float(fell) > 5 * 16

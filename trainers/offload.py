@@ -1,0 +1,363 @@
+"""Block swap: the frozen weights of some blocks live elsewhere, and come to the device while their block needs them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from .recompute import blocks_of, replaced_forward
+from .regions import inside_region
+
+log = logging.getLogger(__name__)
+
+
+class Kept(Protocol):
+    """A tensor at home."""
+
+    @property
+    def tensor(self) -> Tensor:
+        """Stands in the module while the weight is at home: whole and readable, but slow or on another device."""
+
+    def fetch(self, device: torch.device) -> Tensor:
+        """A copy on the device; may still be on its way there on the current stream."""
+
+
+class Home(Protocol):
+    """Where weights live that are not on the device."""
+
+    def keep(self, tensor: Tensor) -> Kept:
+        """Put a copy there."""
+
+
+@dataclass(frozen=True)
+class _InMemory:
+    tensor: Tensor
+
+    def fetch(self, device: torch.device) -> Tensor:
+        return self.tensor.to(device, non_blocking=True, copy=True)
+
+
+class MemoryHome:
+    """The machine's main memory, pinned where that can be had, so that copies run beside the computation."""
+
+    def keep(self, tensor: Tensor) -> Kept:
+        """Put a copy there."""
+        copy = tensor.detach().to("cpu", copy=True)
+        if tensor.is_cuda:
+            try:
+                copy = copy.pin_memory()
+            except RuntimeError as why:
+                log.warning("weights that were swapped out could not be pinned (%s); copies are slower", why)
+        return _InMemory(copy)
+
+
+@dataclass(frozen=True)
+class _InFile:
+    tensor: Tensor
+    path: Path
+    offset: int
+
+    def fetch(self, device: torch.device) -> Tensor:
+        # Read and not copied from the mapping, whose pages would count as this process' memory once touched.
+        copy = torch.empty(self.tensor.shape, dtype=self.tensor.dtype)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            into = memoryview(copy.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+            while len(into):
+                into = into[file.readinto(into) :]
+        return copy.to(device)
+
+
+class FileHome:
+    """A file, for where the device is the machine's own memory. It goes when the folder given goes.
+
+    Args:
+        folder: a folder on a real disk, with room for the weights.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "blocks.bin"
+        self._end = 0
+
+    def keep(self, tensor: Tensor) -> Kept:
+        """Put a copy there."""
+        # A copy: what numpy has seen, torch does not empty any more.
+        flat = tensor.detach().to("cpu", copy=True).contiguous().reshape(-1).view(torch.uint8)
+        offset, self._end = self._end, self._end + -(-flat.numel() // 4096) * 4096
+        with self.path.open("r+b" if offset else "wb", buffering=0) as file:
+            file.seek(offset)
+            rest = memoryview(flat.numpy())  # type: ignore[arg-type]
+            while len(rest):
+                rest = rest[file.write(rest) :]
+            file.truncate(self._end)
+        mapped: Any = torch.UntypedStorage.from_file(str(self.path), shared=False, nbytes=self._end)
+        there = torch.empty(0, dtype=tensor.dtype).set_(
+            mapped, offset // tensor.element_size(), tensor.shape, tensor.detach().contiguous().stride()
+        )
+        return _InFile(there, self.path, offset)
+
+
+@dataclass
+class _Weight:
+    """A frozen parameter: whose it is, the host's own object, and its copy at home."""
+
+    owner: nn.Module
+    name: str
+    original: nn.Parameter
+    kept: Kept
+    standing: nn.Parameter  # in its place while it is at home
+
+
+@dataclass(frozen=True)
+class _Ref:
+    """What the graph keeps of a weight: which one, and which view of it."""
+
+    weight: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+class _Swapped:
+    """One block whose weights are at home."""
+
+    def __init__(self, weights: list[_Weight], device: torch.device) -> None:
+        self.weights, self.device = weights, device
+        self.coming: list[Tensor] | None = None
+        self.arrived: Any = None
+
+    def prefetch(self, stream: Any) -> None:
+        """Begin to fetch the weights on a side stream."""
+        if self.coming is None:
+            stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(stream):
+                self.coming = self._fetched()
+                self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                self.arrived.record(stream)
+
+    def here(self) -> list[Tensor]:
+        """The weights on the device."""
+        if self.coming is None:
+            return self._fetched()
+        tensors, self.coming = self.coming, None
+        now = torch.cuda.current_stream(self.device)
+        now.wait_event(self.arrived)
+        for tensor in tensors:
+            tensor.record_stream(now)
+        return tensors
+
+    def _fetched(self) -> list[Tensor]:
+        with torch.no_grad():
+            return [weight.kept.fetch(self.device) for weight in self.weights]
+
+
+class Offload:
+    """What :func:`offloaded_blocks` does meanwhile.
+
+    Attributes:
+        count: blocks that were swapped out.
+        bytes: of their weights, which the device no longer holds.
+        largest: bytes of the largest of them; it holds one at a time, and on CUDA the next.
+        fetches: how often a block was fetched so far.
+    """
+
+    def __init__(self, blocks: list[_Swapped], device: torch.device) -> None:
+        self.blocks = blocks
+        self.count = len(blocks)
+        sizes = [sum(_size(weight.kept.tensor) for weight in block.weights) for block in blocks]
+        self.bytes, self.largest = sum(sizes), max(sizes, default=0)
+        self.fetches = 0
+        self._stream: Any = None
+        if device.type == "cuda" and blocks:
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._backward: tuple[int, list[Tensor]] | None = None
+
+    @contextmanager
+    def present(self, index: int, backward: bool) -> Iterator[list[Tensor]]:
+        """The block's weights are on the device and in their places inside."""
+        block = self.blocks[index]
+        self._backward = None
+        tensors = self._take(index, backward)
+        for weight, tensor in zip(block.weights, tensors, strict=True):
+            weight.owner._parameters[weight.name] = nn.Parameter(tensor, requires_grad=False)
+        try:
+            yield tensors
+        finally:
+            for weight in block.weights:
+                weight.owner._parameters[weight.name] = weight.standing
+
+    def for_backward(self, index: int) -> list[Tensor]:
+        """The block's weights, for as long as the backward pass does not ask for another block's."""
+        if self._backward is None or self._backward[0] != index:
+            self._backward = None
+            self._backward = index, self._take(index, True)
+        return self._backward[1]
+
+    def _take(self, index: int, backward: bool) -> list[Tensor]:
+        self.fetches += 1
+        tensors = self.blocks[index].here()
+        following = index + (-1 if backward else 1)
+        if self._stream is not None:
+            if 0 <= following < self.count:
+                self.blocks[following].prefetch(self._stream)
+            for other, block in enumerate(self.blocks):
+                if other != following and block.coming is not None:  # fetched for a pass that did not come
+                    block.coming = None
+        return tensors
+
+
+@contextmanager
+def offloaded_blocks(
+    module: nn.Module, share: float, device: torch.device, home: Home | None = None
+) -> Iterator[Offload]:
+    """Keep the frozen weights of blocks at ``home``; stream each block's to the device for its passes.
+
+    A block is what :func:`.recompute.blocks_of` says. Its trained parameters and its buffers stay on the device. It is
+    fetched for its forward pass and again for its backward pass: when the block is recomputed, by running it again,
+    else when its graph asks for a weight. On CUDA the next block's weights come over a side stream from pinned memory
+    meanwhile, so two blocks' weights are on the device at a time.
+
+    Tested with a CPU as the device, against the same model left alone: gradients to the bit, weights and objects
+    afterwards, peak of resident memory. The CUDA stream's part is written after torch's documented rules
+    (``record_stream``, events) and has not been run in these tests.
+
+    Enter it when adapters are in place, before :func:`.recompute.recomputed_blocks`. The model's own parameter
+    objects come back afterwards with their bytes in them; meanwhile their storage is empty, and what stands in the
+    modules is readable, for hosts that look around.
+
+    Args:
+        share: of the blocks that have weights on the device, in [0, 1], rounded up; spread evenly, so that a block that
+            stays gives time to fetch the next.
+        device: where they compute.
+        home: None: main memory if the device is another one, else a file in a temporary folder.
+
+    Raises:
+        ValueError: no block's weights can be swapped.
+    """
+    with ExitStack() as stack:
+        if home is None:
+            home = MemoryHome() if device.type != "cpu" else FileHome(_temporary(stack))
+        movable = [(block, found) for block in blocks_of(module) if (found := _movable(block, device))]
+        if share > 0 and not movable:
+            raise ValueError(
+                "Block swap found no block whose weights lie on the device in memory of their own. Set offload_blocks "
+                "to 0; the host already streams this model's weights, or the model has no blocks that are known."
+            )
+        chosen = _spread(len(movable), math.ceil(share * len(movable) - 1e-9))
+        swapped: list[_Swapped] = []
+        stack.callback(_bring_back, swapped)
+        for index in chosen:
+            swapped.append(_swap_out(movable[index][1], device, home))
+        offload = Offload(swapped, device)
+        _release(device)
+        for number, index in enumerate(chosen):
+            block = movable[index][0]
+            stack.enter_context(replaced_forward(block, _streaming(block.forward, number, offload)))
+        yield offload
+
+
+def _streaming(forward: Callable[..., Any], index: int, offload: Offload) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with offload.present(index, backward=torch._C._current_graph_task_id() != -1) as tensors:
+            if inside_region() or not torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            numbers = {tensor.untyped_storage().data_ptr(): number for number, tensor in enumerate(tensors)}
+
+            def pack(tensor: Tensor) -> Tensor | _Ref:
+                number = numbers.get(tensor.untyped_storage().data_ptr())
+                if number is None or tensor.dtype != tensors[number].dtype:
+                    return tensor
+                return _Ref(number, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
+
+            with saved_tensors_hooks(pack, unpack):
+                result = forward(*args, **kwargs)
+            tensors = []  # the graph holds on to pack, and must not hold on to them
+            return result
+
+    def unpack(packed: Tensor | _Ref) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        return offload.for_backward(index)[packed.weight].as_strided(packed.size, packed.stride, packed.offset)
+
+    return run
+
+
+def _release(device: torch.device) -> None:
+    """Give what is free back to the device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "cpu":
+        with contextlib.suppress(OSError, AttributeError):  # another libc, another system
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _temporary(stack: ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="likeness-blocks-")))
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _spread(count: int, chosen: int) -> list[int]:
+    """So many of ``range(count)``, evenly."""
+    return sorted({(number * count) // chosen for number in range(chosen)}) if chosen else []
+
+
+def _movable(block: nn.Module, device: torch.device) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """The frozen parameters of a block that lie on the device, each alone in its storage."""
+    found = []
+    for owner in block.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is None or parameter.requires_grad or type(parameter.data) is not Tensor:
+                continue
+            storage = parameter.untyped_storage()
+            alone = storage.nbytes() == _size(parameter) and parameter.is_contiguous()
+            if parameter.device.type == device.type and alone and storage.resizable() and storage.nbytes():
+                found.append((owner, name, parameter))
+    return found
+
+
+def _swap_out(found: Sequence[tuple[nn.Module, str, nn.Parameter]], device: torch.device, home: Home) -> _Swapped:
+    weights = []
+    for owner, name, parameter in found:
+        kept = home.keep(parameter)
+        weights.append(_Weight(owner, name, parameter, kept, nn.Parameter(kept.tensor, requires_grad=False)))
+    for weight in weights:
+        weight.owner._parameters[weight.name] = weight.standing
+        # The host keeps parameter objects of its own on this storage, so letting go of ours would free nothing.
+        weight.original.untyped_storage().resize_(0)
+    return _Swapped(weights, device)
+
+
+def _bring_back(swapped: list[_Swapped]) -> None:
+    """Fill the storages again and put the model's own parameters back in their places."""
+    for block in swapped:
+        block.coming = None
+    for block in swapped:
+        for weight in block.weights:
+            original, kept = weight.original, weight.kept
+            storage, size = original.untyped_storage(), _size(kept.tensor)
+            try:
+                storage.resize_(size)
+            except RuntimeError:  # after an error of want of memory, much is free that nobody has let go of yet
+                gc.collect()
+                _release(original.device)
+                storage.resize_(size)
+            with torch.no_grad(), torch.inference_mode(original.is_inference()):
+                original.data.copy_(kept.fetch(original.device))
+            if weight.owner._parameters.get(weight.name) is weight.standing:
+                weight.owner._parameters[weight.name] = original
