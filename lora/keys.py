@@ -30,6 +30,7 @@ from . import cloneofsimo, fuse, suffixes
 from .delta import LowRankDelta
 from .naming import diffusers_names, kohya_base, structure_of
 from .resolve import Resolver, Target, host_name, layer_name, tensor_name
+from .sizes import changed_size
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,12 @@ def check_fit(tensors: Mapping[str, Tensor], layers: Layers) -> None:
     for base, parts in groups.items():
         layer = layer_name(base)
         shape = layers.get(layer)
-        if shape is None or suffixes.UP not in parts or "reshape_weight" in parts:
+        if shape is None or "reshape_weight" in parts:
+            continue
+        if suffixes.UP not in parts:
+            size = changed_size(parts)
+            if size is not None and (size[0] != shape[0] or size[1] not in (None, math.prod(shape[1:]))):
+                wrong.append((layer, tuple(n for n in size if n is not None), shape))
             continue
         up, down, _ = _factors(layer, parts)
         if up.shape[0] != shape[0] or down[0].numel() != math.prod(shape[1:]):
