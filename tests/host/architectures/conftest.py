@@ -154,7 +154,10 @@ FAMILIES = {
 
 
 def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A loaded ModelPatcher of a small random model, made in inference mode as the host does."""
+    """A loaded ModelPatcher of a small random model, made in inference mode as the host does.
+
+    dtype: of the weights. Others than float32 are cast to it layer by layer, as UNETLoader's fp8 are to bf16.
+    """
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
@@ -170,7 +173,7 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
     with torch.inference_mode(), torch.random.fork_rng():
         torch.manual_seed(0)
         config = config_class(dict(family.unet))
-        config.set_inference_dtype(dtype, None)
+        config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
         model = config.get_model(state, "", device=device)
         for parameter in (*model.parameters(), *model.diffusion_model.buffers()):  # SD3's positions are a buffer
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 25

@@ -105,6 +105,19 @@ def test_it_trains(kit: SimpleNamespace, family: str, tmp_path: Path, recomputed
         assert all(torch.allclose(plain.deltas[n].up, d.up, atol=1e-5) for n, d in result.deltas.items())
 
 
+@pytest.mark.parametrize("family", ["sdxl", "flux"])
+def test_an_fp8_base_trains(kit: SimpleNamespace, family: str, tmp_path: Path) -> None:
+    """As UNETLoader loads it with weight_dtype fp8_e4m3fn. Fails if a layer's adapter took the weights' dtype, in which
+    nothing can be learnt, or the weights were changed."""
+    patcher = kit.build(family, torch.float8_e4m3fn)
+    network = patcher.model.diffusion_model
+    before = {name: weight.view(torch.uint8).clone() for name, weight in network.named_parameters()}
+    assert {weight.dtype for weight in network.parameters()} == {torch.float8_e4m3fn}
+    result = trained(kit, family, patcher, tmp_path / "run", gradient_checkpointing=True)
+    assert all(bool(delta.up.any()) and bool(delta.up.isfinite().all()) for delta in result.deltas.values())
+    assert all(torch.equal(weight.view(torch.uint8), before[name]) for name, weight in network.named_parameters())
+
+
 def test_cancel_inside_a_recomputed_block(
     kit: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
