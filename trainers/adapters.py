@@ -149,8 +149,9 @@ class LowRank(LayerAdapter):
                 root = (values / self.scale).sqrt()
                 factors = root[:, None] * right, left * root
             else:
-                q, r = torch.linalg.qr(weight)
-                factors = r[: down.shape[0]], q[:, : down.shape[0]]
+                # The first columns of Q are those of the first columns of W, and R is Qᵀ W.
+                q = torch.linalg.qr(weight[:, : down.shape[0]])[0]
+                factors = q.T @ weight, q
             for suffix, old, new in ((DOWN, down, factors[0]), (UP, up, factors[1])):
                 self.put(suffix, new.reshape(old.shape).to(old.device, dtype).contiguous())
             now = self.parameters()
