@@ -113,7 +113,7 @@ def _upright(path: Path) -> Image.Image:
             upright = ImageOps.exif_transpose(file)
             if upright.mode.startswith(("I", "F")):
                 # 16 bits a channel: PIL's own conversion would clip all above 255 to white.
-                values = np.nan_to_num(np.asarray(upright, dtype=np.float32))
+                values: np.ndarray = np.nan_to_num(np.asarray(upright, dtype=np.float32))
                 values = values / 257 if values.max() > 255 else values
                 upright = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
             transparent = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
