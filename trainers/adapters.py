@@ -182,9 +182,9 @@ class LowRank(LayerAdapter):
     def factors(self) -> tuple[Tensor, Tensor]:
         """(down, up) of the whole ΔW, what was there at the start taken off."""
         down, up = (self.parameters()[suffix].detach() for suffix in (DOWN, UP))
-        return (
-            (down, up) if self.start is None else (torch.cat([down, self.start[0]]), torch.cat([up, self.start[1]], 1))
-        )
+        if self.start is not None:
+            down, up = torch.cat([down, self.start[0]]), torch.cat([up, self.start[1]], 1)
+        return down, up
 
     def tensors(self) -> dict[str, Tensor]:
         down, up = self.factors()
@@ -239,9 +239,15 @@ class Dora(LowRank):
                 f"DoRA computes with the base model's weights, and a part of them is not on the device ({device}) but "
                 f"on {weight.device}. Free memory, load the model in a smaller type, or choose the algorithm lora."
             )
+        norm = weight.flatten(1).norm(dim=1)
+        if not bool(norm.all()):
+            raise ValueError(
+                f"DoRA divides by the norm of each row of a weight, and {int((norm == 0).sum())} rows are zero. Leave "
+                f"this layer out with a line in layer_rules (rank=0), or choose the algorithm lora."
+            )
         super().begin(chance, dtype, device)
         old = self.parameters()[self.MAGNITUDE]
-        self.put(self.MAGNITUDE, weight.flatten(1).norm(dim=1).reshape(old.shape).to(old.device, dtype))
+        self.put(self.MAGNITUDE, norm.reshape(old.shape).to(old.device, dtype))
 
     def tensors(self) -> dict[str, Tensor]:
         rows, gain = self._rows_and_gain()

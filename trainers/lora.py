@@ -43,7 +43,10 @@ class Adapters:
                 where = next((one for prefix, one in device.items() if name.startswith(prefix)), None)
             else:
                 where = device
-            layer.begin(generator(seed, "adapter", name), dtype, where)
+            try:
+                layer.begin(generator(seed, "adapter", name), dtype, where)
+            except ValueError as why:
+                raise ValueError(f"{name}: {why}") from why
 
     def parameters(self) -> list[nn.Parameter]:
         """Everything that is trained, in a fixed order: down and up of each layer (others: as the algorithm has it)."""

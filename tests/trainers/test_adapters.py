@@ -153,3 +153,12 @@ def test_dora_beside_weights_that_lie_elsewhere_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="not on the device"), context:
         pass
+
+
+def test_dora_of_a_zero_row_is_refused() -> None:
+    """Fails if 0/0 is trained on: every number of the run would be NaN, and the advice a lower learning rate."""
+    module = nn.Sequential(nn.Linear(4, 4))
+    nn.init.zeros_(module[0].weight)
+    context = injected({PREFIX: module}, [f"{PREFIX}0"], rank=1, alpha=1.0, seed=0, method=Method("dora"))
+    with pytest.raises(ValueError, match=r"^diffusion_model\.0: .*4 rows are zero"), context:
+        pass
