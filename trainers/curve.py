@@ -51,8 +51,8 @@ def training_curves(
         if found:
             steps, values = zip(*found, strict=True)
             marker = "." if len(found) < 3 else None
-            values = smoothed(values, window) if window > 1 else values
-            axes.plot(steps, values, color=color, linewidth=1.2, marker=marker, label=label)
+            shown = smoothed(values, window) if window > 1 else np.asarray(values)
+            axes.plot(steps, shown, color=color, linewidth=1.2, marker=marker, label=label)
 
     def panel(place: Any, title: str) -> Any:
         axes = figure.add_subplot(place)
