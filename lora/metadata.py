@@ -49,7 +49,7 @@ _LYCORIS: dict[str, dict[str, object]] = {
     "lokr_w1": {"algo": "lokr"},
     "lokr_w1_a": {"algo": "lokr"},
     "oft_blocks": {"algo": "diag-oft"},
-    "dora_scale": {"algo": "locon", "dora_wd": True, "wd_on_out": True},
+    "dora_scale": {"algo": "locon", "dora_wd": True, "wd_on_out": False},
 }
 _PREDICTION = {"eps": "epsilon", "epsilon": "epsilon", "v": "v", "flow": "flow"}
 

@@ -93,10 +93,6 @@ class LayerAdapter:
         """Name in the host's files -> a copy on the CPU, in the adapter's dtype."""
         return {suffix: _copy(parameter) for suffix, parameter in self.parameters().items()}
 
-    def extra(self) -> dict[str, Tensor]:
-        """What resuming to the bit needs besides :meth:`tensors`."""
-        return {}
-
     def change(self) -> Tensor:
         """ΔW as a matrix, exactly 0 where nothing is learnt; float32 or better, on the adapter's device."""
         raise NotImplementedError
@@ -106,7 +102,7 @@ class LayerAdapter:
         return self.change().square().sum()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`tensors` and :meth:`extra` took.
+        """Put back what :meth:`tensors` took, to the bit.
 
         Raises:
             ValueError: something is missing or of another shape.
@@ -221,56 +217,78 @@ class LowRank(LayerAdapter):
 
 
 class Dora(LowRank):
-    """W' = m · (W + ΔW)/‖W + ΔW‖, the norm a row (Liu et al. 2024, arXiv 2402.09353, eq. 5), through peft.
+    """W' = m · (W + ΔW)/‖W + ΔW‖, the norm a column (Liu et al. 2024, arXiv 2402.09353, eq. 5), beside peft's LoRA.
 
-    The host divides by another norm, ‖W‖ of the base (weight_decompose with a ``dora_scale`` of an entry a row), so
-    the ``dora_scale`` that gives it the same weight is m · ‖W‖/‖W + ΔW‖.
+    A column is an input of the layer. peft takes the norm of each row in place of it; for that the host divides by
+    another norm than it says, which its developers may mend any day, and older programs know columns alone. A factor
+    of each column is one of each input: y = (W + ΔW)(g · x), with g = m/‖W + ΔW‖ and the norm held constant in the
+    backward pass (§4.3).
     """
 
-    MAGNITUDE = "magnitude"
+    zeros = frozenset({UP})
+
+    def __init__(self, layer: Any, plan: LayerPlan, method: Method) -> None:
+        inputs = layer.base_layer.weight.shape[1]
+        layer.magnitude = nn.Parameter(torch.zeros(1, inputs, *(1 for _ in layer.base_layer.weight.shape[2:])))
+        super().__init__(layer, plan, method)
+        self.squares = torch.zeros(inputs)
+        """(inputs,) ‖W‖² of each column."""
 
     def _slots(self) -> dict[str, Slot]:
-        return {**super()._slots(), self.MAGNITUDE: (self.layer.lora_magnitude_vector[NAME], "weight")}
+        return {**super()._slots(), "dora_scale": (self.layer, "magnitude")}
 
     def begin(self, chance: torch.Generator, dtype: torch.dtype, device: torch.device | None) -> None:
-        weight = base_weight(self.base)
-        if device is not None and device.type != weight.device.type:
+        norm = _column_norms(base_weight(self.base))
+        if self.base.weight.shape[0] == 1 or not bool(norm.all()):
+            why = f"{int((norm == 0).sum())} of them are zero" if self.base.weight.shape[0] > 1 else "there is one row"
             raise ValueError(
-                f"DoRA computes with the base model's weights, and a part of them is not on the device ({device}) but "
-                f"on {weight.device}. Free memory, load the model in a smaller type, or choose the algorithm lora."
-            )
-        norm = weight.flatten(1).norm(dim=1)
-        if not bool(norm.all()):
-            raise ValueError(
-                f"DoRA divides by the norm of each row of a weight, and {int((norm == 0).sum())} rows are zero. Leave "
-                f"this layer out with a line in layer_rules (rank=0), or choose the algorithm lora."
+                f"DoRA divides by the norm of each column of a weight, and {why}. Leave this layer out with a line in "
+                f"layer_rules (rank=0), or choose the algorithm lora."
             )
         super().begin(chance, dtype, device)
-        old = self.parameters()[self.MAGNITUDE]
-        self.put(self.MAGNITUDE, norm.reshape(old.shape).to(old.device, dtype))
+        where = self.parameters()[UP].device
+        self.squares = norm.square().to(where)
+        self.put("dora_scale", norm.reshape(self.layer.magnitude.shape).to(where, dtype))
+        self.layer.register_forward_pre_hook(self._scale_inputs)
 
-    def tensors(self) -> dict[str, Tensor]:
-        rows, gain = self._rows_and_gain()
-        eps = torch.finfo(rows.dtype).eps  # the host's guard
-        scale = gain * (rows.norm(dim=1) + eps)
-        return {**super().tensors(), "dora_scale": _copy(scale.reshape(-1, *(1 for _ in self.base.weight.shape[1:])))}
+    def drawn(self, suffix: str, shape: torch.Size, chance: torch.Generator) -> Tensor:
+        return torch.zeros(shape) if suffix == "dora_scale" else super().drawn(suffix, shape, chance)
+
+    def _scale_inputs(self, layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """A hook before the layer, whichever forward it has."""
+        if layer._disable_adapters:
+            return None
+        x: Tensor = inputs[0]
+        gain = layer.magnitude.flatten() / self._norm()
+        gain = gain if layer.magnitude.ndim == 2 else gain[:, None, None]
+        # In the magnitude's own dtype: in bf16 a factor near 1 has steps of 0.4%.
+        return ((x * gain).to(x.dtype), *inputs[1:])
+
+    @torch.no_grad()
+    def _norm(self) -> Tensor:
+        """‖W + s B A‖ of each column, without making it: ‖w‖² + 2 s w·Ba + s² ‖Ba‖²."""
+        down, up = (self.parameters()[suffix].flatten(1) for suffix in (DOWN, UP))
+        weight: Tensor = self.base.weight.detach().to(up.device)
+        if weight.ndim == 2:
+            across = (up.T.to(weight.dtype) @ weight).to(self.squares)
+            a, b = down.to(self.squares), up.to(self.squares)
+            squares = 2 * self.scale * (across * a).sum(0) + self.scale**2 * ((b.T @ b @ a) * a).sum(0)
+            return (self.squares + squares).clamp_min(0).sqrt() + torch.finfo(squares.dtype).eps
+        change = (self.scale * (up @ down)).reshape(weight.shape).to(self.squares)
+        return _column_norms(weight.to(self.squares) + change) + torch.finfo(change.dtype).eps
 
     def squared_norm(self) -> Tensor:
         return LayerAdapter.squared_norm(self)
 
     def change(self) -> Tensor:
-        rows, gain = self._rows_and_gain()
-        return gain[:, None] * (rows + super().change().to(rows)) - rows
+        delta = super().change()
+        weight = base_weight(self.base).to(delta.device)
+        adapted = weight + delta.reshape(weight.shape)
+        gain = self.layer.magnitude.detach().to(weight) / _column_norms(adapted).reshape(self.layer.magnitude.shape)
+        return (gain * adapted - weight).flatten(1)
 
-    def _rows_and_gain(self) -> tuple[Tensor, Tensor]:
-        """W as a matrix, and m/‖W + ΔW‖ of each of its rows."""
-        device = self.parameters()[UP].device
-        rows = base_weight(self.base).flatten(1).to(device)
-        norm = (rows + super().change().to(rows)).norm(dim=1).clamp_min(torch.finfo(rows.dtype).tiny)
-        return rows, self.parameters()[self.MAGNITUDE].detach().to(rows).flatten() / norm
-
-    def extra(self) -> dict[str, Tensor]:
-        return {self.MAGNITUDE: _copy(self.parameters()[self.MAGNITUDE])}
+    def tensors(self) -> dict[str, Tensor]:
+        return {**super().tensors(), "dora_scale": _copy(self.layer.magnitude)}
 
 
 class LoHa(LayerAdapter):
@@ -372,7 +390,7 @@ def _inject_by_peft(module: nn.Module, plans: Mapping[str, LayerPlan], method: M
     }
     config: Any
     if method.algorithm in ("lora", "dora"):
-        config = LoraConfig(lora_dropout=dropout, bias="none", use_dora=method.algorithm == "dora", **common)
+        config = LoraConfig(lora_dropout=dropout, bias="none", **common)
     elif method.algorithm == "loha":
         config = LoHaConfig(**common)
     else:
@@ -419,6 +437,11 @@ def principal(weight: Tensor, rank: int, chance: torch.Generator) -> tuple[Tenso
         basis = torch.linalg.qr(weight.mT @ basis)[0]
     left, values, right = torch.linalg.svd(last.mT @ weight, full_matrices=False)
     return (last @ left)[:, :rank], values[:rank], right[:rank]
+
+
+def _column_norms(weight: Tensor) -> Tensor:
+    """(inputs,) the norm of what each input of a Linear or Conv2d is multiplied with."""
+    return weight.transpose(0, 1).flatten(1).norm(dim=1)
 
 
 def _by_peft(layer: Any) -> Tensor:

@@ -228,7 +228,7 @@ class _Run:
         self.losses: list[float] = []
         self.step = 0
         if start is not None:
-            adapters.load(start.adapters, start.optimizer)
+            adapters.load(start.adapters)
             if start.average:
                 load_trained(self.parameters, start.average)
             optimizers.load_state_tensors(self.optimizer, start.optimizer)
@@ -413,7 +413,7 @@ class _Run:
             losses=tuple(self.losses),
             config=self.config,
             adapters=adapters,
-            optimizer={**optimizers.state_tensors(self.optimizer), **self.adapters.extra()},
+            optimizer=optimizers.state_tensors(self.optimizer),
             average=self._trained(),
         )
         checkpoints.save(self.folder, state, self.config.keep_last)

@@ -16,8 +16,6 @@ from .adapters import Dora, LayerAdapter, LowRank, Method, inject
 from .layer_rules import LayerRule, plan_layers
 from .randomness import generator
 
-_EXTRA = "adapter."
-
 Devices = torch.device | Mapping[str, torch.device] | None
 """Where adapters go: one for all, or one for each prefix of the layers' names; None: where the base weight lies."""
 
@@ -74,32 +72,22 @@ class Adapters:
                 layer.enable(True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """CPU copies in the host's naming, in the adapters' own dtype: an ordinary file, and exact to resume from
-        (together with :meth:`extra`)."""
+        """CPU copies in the host's naming, in the adapters' own dtype: an ordinary file, and exact to resume from."""
         return {
             f"{tensor_name(name)}.{suffix}": tensor
             for name, layer in self._layers.items()
             for suffix, tensor in layer.tensors().items()
         }
 
-    def extra(self) -> dict[str, Tensor]:
-        """What resuming to the bit needs besides; empty but for DoRA. The names begin with ``adapter.``."""
-        return {
-            f"{_EXTRA}{tensor_name(name)}.{suffix}": tensor
-            for name, layer in self._layers.items()
-            for suffix, tensor in layer.extra().items()
-        }
-
     @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None) -> None:
-        """Put back what :meth:`tensors` and :meth:`extra` took.
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`tensors` took.
 
         Raises:
             ValueError: other layers, another algorithm or another rank than these adapters have.
         """
         there: dict[str, dict[str, Tensor]] = {}
-        known = {name.removeprefix(_EXTRA): tensor for name, tensor in (extra or {}).items() if name.startswith(_EXTRA)}
-        for name, tensor in {**tensors, **known}.items():
+        for name, tensor in tensors.items():
             base, suffix = split(name) or name.rsplit(".", 1)
             there.setdefault(layer_name(base), {})[suffix] = tensor
         if differing := sorted(set(there) ^ set(self._layers)):

@@ -215,8 +215,6 @@ def _check_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter], tenso
     owners: dict[int, set[str]] = {}
     for name, tensor in tensors.items():
         owner, _, key = name.partition(".")
-        if owner == "adapter":  # of Adapters.extra
-            continue
         key, _, kind = key.partition(":")
         shape: tuple[int, ...] | None = () if kind or key == "step" else None
         if owner.isdecimal() and int(owner) < len(parameters):

@@ -145,20 +145,10 @@ def test_a_quantised_base_is_served_or_refused(method: Method) -> None:
     assert module[0] is layer
 
 
-def test_dora_beside_weights_that_lie_elsewhere_is_refused() -> None:
-    """Fails if a partly loaded model ends in torch's words in the middle of a step. (No second device here.)"""
-    module = nn.Sequential(nn.Linear(4, 4))
-    context = injected(
-        {PREFIX: module}, [f"{PREFIX}0"], rank=1, alpha=1.0, seed=0, method=Method("dora"), device=torch.device("meta")
-    )
-    with pytest.raises(ValueError, match="not on the device"), context:
-        pass
-
-
-def test_dora_of_a_zero_row_is_refused() -> None:
+def test_dora_of_a_zero_column_is_refused() -> None:
     """Fails if 0/0 is trained on: every number of the run would be NaN, and the advice a lower learning rate."""
     module = nn.Sequential(nn.Linear(4, 4))
-    nn.init.zeros_(module[0].weight)
+    nn.init.zeros_(module[0].weight[:, 1:])
     context = injected({PREFIX: module}, [f"{PREFIX}0"], rank=1, alpha=1.0, seed=0, method=Method("dora"))
-    with pytest.raises(ValueError, match=r"^diffusion_model\.0: .*4 rows are zero"), context:
+    with pytest.raises(ValueError, match=r"^diffusion_model\.0: .*3 of them are zero"), context:
         pass
