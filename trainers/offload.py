@@ -7,6 +7,7 @@ import ctypes
 import gc
 import logging
 import math
+import mmap
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -71,13 +72,16 @@ class _InFile:
     offset: int
 
     def fetch(self, device: torch.device) -> Tensor:
-        # Read and not copied from the mapping, whose pages would count as this process' memory once touched.
-        copy = torch.empty(self.tensor.shape, dtype=self.tensor.dtype)
+        # Read and not copied from the mapping, whose pages would count as this process' memory once touched; into pages
+        # of its own, for a hole of this size in the heap is soon cut up by small things and never found again.
+        size = _size(self.tensor)
+        pages = mmap.mmap(-1, size)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
-            into = memoryview(copy.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+            into = memoryview(pages)
             while len(into):
                 into = into[file.readinto(into) :]
+        copy = torch.frombuffer(pages, dtype=torch.uint8).view(self.tensor.dtype).view(self.tensor.shape)
         return copy.to(device)
 
 
@@ -279,7 +283,7 @@ def _streaming(forward: Callable[..., Any], index: int, offload: Offload) -> Cal
             def pack(tensor: Tensor) -> Tensor | _Ref:
                 number = numbers.get(tensor.untyped_storage().data_ptr())
                 if number is None or tensor.dtype != tensors[number].dtype:
-                    return tensor
+                    return tensor.detach()  # or a node that keeps its own result would hold on to itself for ever
                 return _Ref(number, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
             with saved_tensors_hooks(pack, unpack):

@@ -91,10 +91,12 @@ class Region:
         made: list[Tensor | None] = []
 
         def pack(tensor: Tensor) -> Tensor:
-            made.append(tensor.detach())
+            # Detached: a node that keeps its own result would hold on to itself for ever.
+            kept = tensor.detach()
+            made.append(kept)
             if len(made) == self._count:
                 raise _Enough
-            return tensor
+            return kept
 
         args, kwargs = self._later
         outer, _here.inside = inside_region(), True
