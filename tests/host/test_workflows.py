@@ -16,7 +16,14 @@ from likeness.devtools.workflow import to_api, widget_values
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 WORKFLOWS = sorted(FOLDER.glob("*.json"))
 NOTES = ("Note", "MarkdownNote")
-FILES = ("ckpt_name", "lora_name")  # what a combo offers depends on the user's files
+FILES = (
+    "ckpt_name",
+    "lora_name",
+    "unet_name",
+    "clip_name1",
+    "clip_name2",
+    "vae_name",
+)  # what a combo offers depends on the user's files
 
 
 def specs(schema: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
