@@ -20,11 +20,12 @@ from .loop import Callbacks, TrainingCancelled, TrainingDiverged, train
 from .objectives import diffusion_loss
 from .randomness import generator
 
-SMOOTHING = 0.8
-"""β of the moving average of the losses."""
+KERNEL = (1.0, 2.0, 3.0, 2.0, 1.0)
+"""Weights of the neighbours in the smoothed losses. Even to both sides: a running average lags, and the rate that it
+shows as the best is some steps too high."""
 
 EXPLODED = 1.5
-"""The sweep ends where the smoothed loss is so many times the first one."""
+"""The sweep ends where two losses in a row are so many times the first one."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class RateSweep:
     Attributes:
         rates: of each step, ascending; fewer than were asked for where the loss exploded.
         losses: after each step, on the same pictures, noise and noise levels.
-        smoothed: their moving average.
+        smoothed: their local mean.
         suggested: the rate to train with, see :func:`suggested_rate`.
         exploded: whether the sweep ended early.
     """
@@ -106,7 +107,7 @@ def find_rate(
         except (_Enough, TrainingDiverged):
             exploded = True
     kept = rates[: len(losses)]
-    smooth = moving_average(losses)
+    smooth = local_mean(losses)
     if exploded and len(losses) < 3:
         raise ValueError(f"The loss exploded at once, at a learning rate of {rates[0]:g}. Begin with a lower one.")
     return RateSweep(tuple(kept), tuple(losses), tuple(smooth), suggested_rate(kept, smooth), exploded)
@@ -117,7 +118,7 @@ class _Enough(Exception):
 
 
 def _exploded(losses: Sequence[float]) -> bool:
-    return not math.isfinite(losses[-1]) or moving_average(losses)[-1] > EXPLODED * losses[0]
+    return not math.isfinite(losses[-1]) or min(losses[-2:]) > EXPLODED * losses[0]
 
 
 def _probe(denoiser: Denoiser, data: TrainingSet, config: TrainingConfig, count: int) -> Callable[[], float]:
@@ -145,12 +146,15 @@ def _probe(denoiser: Denoiser, data: TrainingSet, config: TrainingConfig, count:
     return measure
 
 
-def moving_average(losses: Sequence[float]) -> list[float]:
-    """The exponential moving average a ← β a + (1 − β) l, divided by 1 − βᵗ, as Adam corrects its own."""
-    average, found = 0.0, []
-    for step, loss in enumerate(losses, 1):
-        average = SMOOTHING * average + (1 - SMOOTHING) * loss
-        found.append(average / (1 - SMOOTHING**step))
+def local_mean(losses: Sequence[float]) -> list[float]:
+    """Each loss with its neighbours, weighed by :data:`KERNEL`; fewer of them at the ends."""
+    half = len(KERNEL) // 2
+    found = []
+    for step in range(len(losses)):
+        there = [
+            (KERNEL[half + side], step + side) for side in range(-half, half + 1) if 0 <= step + side < len(losses)
+        ]
+        found.append(sum(weight * losses[at] for weight, at in there) / sum(weight for weight, _ in there))
     return found
 
 

@@ -152,3 +152,35 @@ def test_dora_of_a_zero_column_is_refused() -> None:
     context = injected({PREFIX: module}, [f"{PREFIX}0"], rank=1, alpha=1.0, seed=0, method=Method("dora"))
     with pytest.raises(ValueError, match=r"^diffusion_model\.0: .*3 of them are zero"), context:
         pass
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_dora_and_its_gradient_are_the_papers(kind: str) -> None:
+    """Fails if W' is not m (W + ΔW)/‖W + ΔW‖ column by column, or the norm is differentiated (§4.3 holds it)."""
+    chance = torch.Generator().manual_seed(0)
+    layer = nn.Linear(5, 7) if kind == "linear" else nn.Conv2d(5, 7, 3, padding=1)
+    x = torch.randn(2, 5, 6, 6, generator=chance) if kind == "conv" else torch.randn(3, 5, generator=chance)
+    module = nn.Sequential(layer)
+    method = Method("dora", rank_stabilised=True)
+    with injected({PREFIX: module}, [f"{PREFIX}0"], rank=4, alpha=3.0, seed=0, method=method) as adapters:
+        down, up, m = adapters.parameters()
+        with torch.no_grad():
+            for parameter in (down, up, m):
+                parameter += 0.3 * torch.randn(parameter.shape, generator=chance)
+        out = module(x)
+        out.square().sum().backward()
+        seen = [parameter.grad.clone() for parameter in (down, up, m) if parameter.grad is not None]
+
+        adapted = layer.weight + 1.5 * (up.flatten(1) @ down.flatten(1)).view(layer.weight.shape)
+        columns = tuple(axis for axis in range(adapted.ndim) if axis != 1)
+        weight = m * adapted / adapted.detach().square().sum(columns, keepdim=True).sqrt()
+        expected = (
+            nn.functional.linear(x, weight, layer.bias)
+            if kind == "linear"
+            else nn.functional.conv2d(x, weight, layer.bias, padding=1)
+        )
+        assert torch.allclose(out, expected, atol=1e-5)
+        wanted = torch.autograd.grad(expected.square().sum(), (down, up, m))
+        assert len(seen) == 3
+        for ours, theirs in zip(seen, wanted, strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)

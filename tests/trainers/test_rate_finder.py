@@ -8,7 +8,7 @@ import torch
 
 from likeness.trainers.config import TrainingConfig
 from likeness.trainers.loop import Callbacks, TrainingCancelled
-from likeness.trainers.rate_finder import find_rate, suggested_rate, sweep_plot, sweep_table
+from likeness.trainers.rate_finder import find_rate, local_mean, suggested_rate, sweep_plot, sweep_table
 
 RUN = TrainingConfig(steps=60, rank=2, alpha=2.0, targets="all", batch_size=2, seed=5)
 
@@ -23,6 +23,13 @@ def test_the_suggestion_is_where_it_falls_most_steeply() -> None:
     assert suggested_rate(rates, [loss(rate) for rate in rates]) == pytest.approx(1e-3, rel=0.13)
     with pytest.raises(ValueError, match="fell at none"):
         suggested_rate(rates, [float(step) for step in range(100)])
+
+
+def test_smoothing_does_not_lag() -> None:
+    """Fails if the curve is moved to higher rates, and the suggestion with it; a line must stay where it is."""
+    line = [3.0 - 0.1 * step for step in range(12)]
+    assert local_mean(line)[2:-2] == pytest.approx(line[2:-2])
+    assert local_mean([1.0]) == [1.0] and local_mean([0.0, 9.0]) == pytest.approx([3.6, 5.4])
 
 
 def test_a_sweep_of_the_toy_finds_a_rate_and_leaves_no_trace(toy: Any, data: Any) -> None:
