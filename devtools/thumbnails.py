@@ -1,7 +1,8 @@
-"""workflows/*.jpg, the pictures on the template browser's cards, from what a run of the quickstart left behind.
+"""workflows/*.jpg, the pictures on the template browser's cards.
 
-`python -m devtools.thumbnails <base>`, where <base> holds the input/ and output/ of the server that ran it: .host/demo
-after `./demo`, or your own ComfyUI.
+`python -m devtools.thumbnails <base>` makes them from what a run of the quickstart left behind; <base> holds the input/
+and output/ of the server that ran it: .host/demo after `./demo`, or your own ComfyUI. `python -m devtools.thumbnails
+--cards` makes those of the other workflows: shipped pictures that go in, and in words what comes out.
 """
 
 from __future__ import annotations
@@ -75,6 +76,39 @@ def two_columns(left: Sequence[Image.Image], right: Sequence[Image.Image], title
     return sheet
 
 
+def card(pictures: Sequence[Image.Image], title: str, words: str) -> Image.Image:
+    """Two pictures -> words, a line each, on a tile as high as both: a square of SIDE pixels."""
+    sheet = Image.new("RGB", (SIDE, SIDE), PAPER)
+    cell = (SIDE - 66 - EDGE - GAP) // 2
+    column(sheet, pictures, EDGE, title, cell)
+    left, bottom = SIDE - EDGE - cell, 66 + 2 * cell + GAP
+    pen = ImageDraw.Draw(sheet)
+    pen.rounded_rectangle((left, 66, SIDE - EDGE, bottom), 16, INK)
+    lines = words.split("\n")
+    for i, line in enumerate(lines):
+        middle = (66 + bottom) // 2 + round((i - (len(lines) - 1) / 2) * 48)
+        pen.text((left + cell // 2 + 8, middle), line, PAPER, ImageFont.load_default(36), anchor="mm")
+    arrow(sheet, SIDE // 2, 66 + cell + GAP // 2)
+    return sheet
+
+
+def cards() -> dict[str, Image.Image]:
+    """name -> thumbnail, of the workflows whose results are not drawn here."""
+    from tinyworld.truth import true_picture
+
+    def shown(subject: str, style: str) -> Image.Image:
+        return Image.fromarray((true_picture(subject, style) * 255).round().astype("uint8"))
+
+    doughnut = [shown("doughnut", "noto"), shown("doughnut", "twemoji")]
+    return {
+        "train_subject_sdxl": card(doughnut, "yours", "SDXL"),
+        "train_subject_flux": card(doughnut, "yours", "Flux"),
+        "train_style": card([shown("bear", "noto-v1"), shown("avocado", "noto-v1")], "a style", "any\nthing\nin it"),
+        "train_two_subjects": card([doughnut[0], shown("duck", "noto")], "two", "one\nLoRA"),
+        "train_low_memory": card(doughnut, "yours", "less\nmemory"),
+    }
+
+
 def draw(base: Path) -> dict[str, Image.Image]:
     """name -> thumbnail, of every shipped workflow."""
     folder = base / "output" / "likeness"
@@ -91,6 +125,6 @@ def draw(base: Path) -> dict[str, Image.Image]:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    for name, picture in draw(Path(sys.argv[1])).items():
+    for name, picture in (cards() if sys.argv[1] == "--cards" else draw(Path(sys.argv[1]))).items():
         picture.save(WORKFLOWS / f"{name}.jpg", quality=88, optimize=True)
         print(WORKFLOWS.name, f"{name}.jpg")
