@@ -1,0 +1,179 @@
+"""How much memory a step will take, from a forward pass in which nothing is computed."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from .config import TrainingConfig
+from .recompute import blocks_of, replaced_forward
+
+log = logging.getLogger(__name__)
+
+GIB = float(1 << 30)
+_STATES = {"sgd": 1, "adafactor": 0}
+"""fp32 values that an optimizer keeps a parameter; two where it is not named."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on the device at the worst moment of a step.
+
+    Attributes:
+        weights: of the frozen model.
+        blocks: of each block's frozen weights.
+        trained: fp32 adapter, gradient and optimizer.
+        outside: activations kept outside of blocks.
+        kept: activations that each block keeps when it is not recomputed.
+        inputs: of each block, kept when it is recomputed.
+    """
+
+    weights: int
+    blocks: tuple[int, ...]
+    trained: int
+    outside: int
+    kept: tuple[int, ...]
+    inputs: tuple[int, ...]
+
+    def activations(self, config: TrainingConfig) -> int:
+        """What is kept for the backward pass, and one recomputed block's on top."""
+        share = config.checkpointing_share if config.gradient_checkpointing else 0.0
+        count = len(self.kept)
+        largest = sorted(range(count), key=lambda block: (-self.kept[block], block))
+        again = set(largest[: math.ceil(share * count)])
+        kept = sum(self.inputs[block] if block in again else self.kept[block] for block in range(count))
+        return self.outside + kept + max((self.kept[block] for block in again), default=0)
+
+    def resident(self, config: TrainingConfig) -> int:
+        """Frozen weights on the device: those that stay, and two of those that come and go."""
+        if not config.offload_blocks or not self.blocks:
+            return self.weights
+        away = math.ceil(config.offload_blocks * len(self.blocks)) / len(self.blocks) * sum(self.blocks)
+        return int(self.weights - away + min(away, 2 * max(self.blocks)))
+
+    def extra(self, config: TrainingConfig) -> int:
+        """Beside the weights."""
+        return self.trained + self.activations(config)
+
+    def total(self, config: TrainingConfig) -> int:
+        """Everything."""
+        return self.resident(config) + self.extra(config)
+
+    def advice(self, config: TrainingConfig) -> list[tuple[str, int]]:
+        """(option, about so many bytes less), the greatest saving first; those that save nothing left out."""
+        now = self.total(config)
+        batch = config.batch_size
+        tried = {
+            "turn on gradient_checkpointing in Training Options": replace(
+                config, gradient_checkpointing=True, checkpointing_share=1.0
+            ),
+            "set offload_blocks to 1 in Memory Options": replace(config, offload_blocks=1.0, compile=False),
+        }
+        found = [(what, now - self.total(other)) for what, other in tried.items()]
+        if batch > 1:
+            less = int(self.activations(config) * (1 - 1 / batch))
+            found.append(
+                (f"set batch_size to 1 and gradient_accumulation to {batch * config.gradient_accumulation}", less)
+            )
+        found.append(("halve the dataset's resolution", int(self.activations(config) * 0.75)))
+        return sorted((pair for pair in found if pair[1] > 0), key=lambda pair: -pair[1])
+
+    def line(self, config: TrainingConfig) -> str:
+        """In words, before the first step."""
+        return (
+            f"estimated memory {self.total(config) / GIB:.2f} GiB: weights {self.resident(config) / GIB:.2f}, "
+            f"activations {self.activations(config) / GIB:.2f}, LoRA and optimizer {self.trained / GIB:.2f}"
+        )
+
+
+def rehearse(
+    module: nn.Module, layers: Mapping[str, nn.Module], forward: Callable[[], Tensor], config: TrainingConfig
+) -> Estimate | None:
+    """Run ``forward`` with tensors that have shapes but no numbers, and count what its graph keeps.
+
+    Exact but for the adapters' few channels, what an operation needs while it runs, and what an allocator wastes.
+    Takes a second or two for a large model; no weight is touched.
+
+    Args:
+        module: the Denoiser's, frozen, without adapters.
+        layers: those that will be adapted: each is taken to keep its input.
+        forward: makes its inputs anew and predicts.
+
+    Returns:
+        None where the model does something that needs numbers.
+    """
+    blocks = blocks_of(module)
+    kept, inputs, seen = [0] * len(blocks), [0] * len(blocks), set(_storages(module.parameters()))
+    outside = 0
+
+    def count(where: int | None) -> Callable[[Tensor], Tensor]:
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal outside
+            storage = tensor.untyped_storage()
+            weight = isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter)
+            if not weight and storage._cdata not in seen:
+                seen.add(storage._cdata)
+                alive.append(tensor.detach())  # so that no other gets its number
+                if where is None:
+                    outside += storage.nbytes()
+                else:
+                    kept[where] += storage.nbytes()
+            return tensor.detach()
+
+        return pack
+
+    def counting(block: Callable[..., Any], index: int) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+            inputs[index] += sum(_bytes(value) for value in tensors if value.requires_grad)
+            with saved_tensors_hooks(count(index), lambda tensor: tensor):
+                return block(*args, **kwargs)
+
+        return run
+
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    alive: list[Tensor] = []
+    learning = [layer.weight for layer in layers.values() if isinstance(layer.weight, nn.Parameter)]
+    try:
+        with ExitStack() as stack:
+            for index, block in enumerate(blocks):
+                stack.enter_context(replaced_forward(block, counting(block.forward, index)))
+            for weight in learning:
+                if weight.dtype.itemsize > 1:
+                    weight.requires_grad_(True)
+                    stack.callback(weight.requires_grad_, False)
+            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(saved_tensors_hooks(count(None), lambda tensor: tensor))
+            forward()
+    except Exception as why:
+        log.info("the step's memory could not be rehearsed: %s: %s", type(why).__name__, why)
+        return None
+    finally:
+        alive.clear()
+    adapter = sum(config.rank * (weight.shape[0] + weight[0].numel()) for weight in learning)
+    return Estimate(
+        weights=sum(map(_bytes, module.parameters())),
+        blocks=tuple(sum(map(_bytes, block.parameters())) for block in blocks),
+        trained=adapter * 4 * (2 + _STATES.get(config.optimizer, 2)),
+        outside=outside,
+        kept=tuple(kept),
+        inputs=tuple(inputs),
+    )
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _storages(tensors: Any) -> Sequence[int]:
+    return [tensor.untyped_storage()._cdata for tensor in tensors]
