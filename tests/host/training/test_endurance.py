@@ -50,7 +50,7 @@ def test_a_thousand_steps_in_flat_memory(
     client: Client, training: Graphs, server: Server, runs: Path, figures: dict[str, Any]
 ) -> None:
     """Fails if the server's memory grows by 2 % over the last 900 steps, sample pictures and checkpoints included."""
-    steps = max(100, round(1000 * SHARE) // 50 * 50)
+    steps = max(300, round(1000 * SHARE) // 50 * 50)
     assert server.process is not None
     statm = Path(f"/proc/{server.process.pid}/statm")
     seen: dict[int, int] = {}
