@@ -285,7 +285,8 @@ class Dora(LowRank):
         weight = base_weight(self.base).to(delta.device)
         adapted = weight + delta.reshape(weight.shape)
         gain = self.layer.magnitude.detach().to(weight) / _column_norms(adapted).reshape(self.layer.magnitude.shape)
-        return (gain * adapted - weight).flatten(1)
+        change: Tensor = gain * adapted - weight
+        return change.flatten(1)
 
     def tensors(self) -> dict[str, Tensor]:
         return {**super().tensors(), "dora_scale": _copy(self.layer.magnitude)}
@@ -323,6 +324,7 @@ class LoKr(LayerAdapter):
         if "lokr_w2" in self.slots:
             self.scale = 1.0
         layer.scaling[NAME] = self.scale
+        layer._get_delta_activations = self._branch
 
     def _slots(self) -> dict[str, Slot]:
         names = ("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
@@ -331,6 +333,31 @@ class LoKr(LayerAdapter):
     def tensors(self) -> dict[str, Tensor]:
         own = super().tensors()
         return own if "lokr_w2" in own else {**own, ALPHA: torch.tensor(self.scale * self.plan.rank)}
+
+    def _branch(self, name: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """(w1 ⊗ w2) x in place of peft's, which makes the product first: w2 on each part of x, then w1 across them.
+
+        Output l·K + k is Σ w1[l, m] w2[k, n] x[m·N + n]: a third of the time. bf16 is met in bf16, as autocast would.
+        """
+        factors = self.parameters()
+        dtype = x.dtype if x.dtype == torch.bfloat16 else factors["lokr_w1"].dtype
+        small, *large = (factor.to(dtype) for factor in factors.values())  # w1, then w2 or its two
+        base, x = self.base, x.to(dtype)
+        if base.weight.ndim == 2:
+            parts = torch.unflatten(x, -1, (small.shape[1], -1))
+            for factor in reversed(large):
+                parts = F.linear(parts, factor)
+            outputs: Tensor = torch.einsum("...mk,lm->...lk", parts, small) * self.scale
+            return outputs.flatten(-2)
+        parts = torch.unflatten(x, 1, (small.shape[1], -1))
+        images = parts.flatten(0, 1)
+        kernel = large[-1].view(large[-1].shape[0], images.shape[1], *base.kernel_size)
+        images = F.conv2d(images, kernel, None, base.stride, base.padding, base.dilation)
+        if len(large) == 2:
+            images = F.conv2d(images, large[0][:, :, None, None])
+        parts = torch.unflatten(images, 0, parts.shape[:2])
+        outputs = torch.einsum("bmkhw,lm->blkhw", parts, small) * self.scale
+        return outputs.flatten(1, 2)
 
     def change(self) -> Tensor:
         return _by_peft(self.layer)
@@ -441,7 +468,8 @@ def principal(weight: Tensor, rank: int, chance: torch.Generator) -> tuple[Tenso
 
 def _column_norms(weight: Tensor) -> Tensor:
     """(inputs,) the norm of what each input of a Linear or Conv2d is multiplied with."""
-    return weight.transpose(0, 1).flatten(1).norm(dim=1)
+    norms: Tensor = torch.linalg.vector_norm(weight.transpose(0, 1).flatten(1), dim=1)
+    return norms
 
 
 def _by_peft(layer: Any) -> Tensor:
