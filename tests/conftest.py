@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("host", "browser", "quality")
-FOLDER_TIERS = {"host": "host", "nodes": "host", "browser": "browser", "quality": "quality"}
+FOLDER_TIERS = {"host": "host", "nodes": "host", "browser": "browser", "quality": "quality", "trust": "unit"}
 
 
 def _load_pack() -> None:
