@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -222,12 +223,15 @@ def test_it_trains_and_every_naming_loads_in_the_host(
             tensors = comfy.utils.load_torch_file(str(tmp_path / "kohya.safetensors"))
             patched, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
             comfy.model_management.load_models_gpu([patched])
-    assert "not loaded" not in caplog.text.lower() and "failed" not in caplog.text.lower()
+    told = [
+        line for line in caplog.messages if re.search("key not loaded|calculate weight failed|mismatch", line, re.I)
+    ]
+    assert told == []
     chance = torch.Generator().manual_seed(2)
     latents = torch.randn(1, model.model.latent_format.latent_channels, 8, 8, generator=chance)
     with ordinary_tensors(), autograd_weights(patched.model), torch.no_grad():
         denoiser = HostDenoiser(patched)
         sigma = denoiser.sigmas[len(denoiser.sigmas) // 2].view(1)
         error = (denoiser.denoise(latents, sigma, [cond]) - adapted).abs().mean()
-    # The host rounds W + ΔW to the weights' bf16, which training does not.
-    assert float(error) < (0.03 if architecture in EXACT else 0.15) * float(change), (error, change, plain.std())
+    # The host rounds W + ΔW to the weights' bf16, which training does not. In float32 0.2% was seen.
+    assert float(error) < (0.03 if architecture in EXACT else 0.15) * float(change)
