@@ -1,4 +1,4 @@
-"""1,500 training folders with hostile pictures, captions and links: each is refused by name, or read."""
+"""840 training folders with hostile pictures, captions and links: each is refused by name, or read."""
 
 from __future__ import annotations
 

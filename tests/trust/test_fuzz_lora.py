@@ -1,4 +1,4 @@
-"""2,700 LoRA files that a bad download, a bug or an attacker could make: each is refused by name, or read exactly."""
+"""2,580 LoRA files that a bad download, a bug or an attacker could make: each is refused by name, or read exactly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from likeness.lora.files import read_lora
 from likeness.lora.keys import from_deltas, rename, to_deltas
 from likeness.lora.load import load_lora
 
-EACH = 50
+EACH = 60
 LAYERS = {
     "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q": (8, 8),
     "diffusion_model.input_blocks.8.1.transformer_blocks.0.ff.net.0.proj": (16, 8),
