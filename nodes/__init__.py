@@ -11,6 +11,7 @@ from .dataset import LikenessDataset
 from .find_learning_rate import LikenessFindLearningRate
 from .lora_files import LikenessLoadLoRA, LikenessSaveLoRA
 from .loss_options import LikenessLossOptions
+from .memory_options import LikenessMemoryOptions
 from .options import LikenessTrainingOptions
 from .prior import LikenessPriorPreservation
 from .samples import LikenessSamplePrompts
@@ -26,6 +27,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessLossOptions,
     LikenessAdapterOptions,
     LikenessTextEncoderOptions,
+    LikenessMemoryOptions,
     LikenessFindLearningRate,
     LikenessSamplePrompts,
     LikenessPriorPreservation,

@@ -93,6 +93,10 @@ class LikenessTrainLoRA(io.ComfyNode):
                 io.Clip.Output(
                     display_name="clip", tooltip="The text encoder with the LoRA applied, where it was trained, too."
                 ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="Memory taken and estimated, time of a step, size of what was trained.",
+                ),
             ],
         )
 
@@ -138,4 +142,6 @@ class LikenessTrainLoRA(io.ComfyNode):
             resume_from=resume_from,
             node_id=cls.hidden.unique_id,
         )
-        return io.NodeOutput(trained.model, trained.lora, trained.curve, str(trained.folder), trained.clip)
+        return io.NodeOutput(
+            trained.model, trained.lora, trained.curve, str(trained.folder), trained.clip, trained.report
+        )

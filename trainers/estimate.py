@@ -145,6 +145,9 @@ def rehearse(
     learning = [layer.weight for layer in layers.values() if isinstance(layer.weight, nn.Parameter)]
     try:
         with ExitStack() as stack:
+            # Some models keep what they made (tables of positions); without numbers it must not stay.
+            for each in module.modules():
+                stack.callback(_put_back, each, dict(each.__dict__), dict(each._buffers))
             for index, block in enumerate(blocks):
                 stack.enter_context(replaced_forward(block, counting(block.forward, index)))
             for weight in learning:
@@ -169,6 +172,13 @@ def rehearse(
         kept=tuple(kept),
         inputs=tuple(inputs),
     )
+
+
+def _put_back(module: nn.Module, attributes: dict[str, Any], buffers: dict[str, Tensor | None]) -> None:
+    module.__dict__.clear()
+    module.__dict__.update(attributes)
+    module._buffers.clear()
+    module._buffers.update(buffers)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -90,6 +90,7 @@ class TrainingResult:
         config: the configuration it was trained with.
         records: the lines of the log.
         tensors: what was learnt in the host's naming, whatever the algorithm, float32 on the CPU.
+        seconds_a_step: of this run, its samples and checkpoints included.
         notes: what was done for memory and speed, in words.
     """
 
@@ -100,6 +101,7 @@ class TrainingResult:
     config: TrainingConfig
     records: tuple[Mapping[str, float], ...] = ()
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    seconds_a_step: float = 0.0
     notes: tuple[str, ...] = ()
 
 
@@ -179,7 +181,8 @@ def train(
         run = _Run(denoiser, data, config, folder, callbacks or Callbacks(), adapters, start, rate)
         stack.callback(run.log.close)
         result = run.go()
-        return replace(result, notes=tuple(economies.lines()))
+        seconds = (time.monotonic() - run.began) / max(1, result.steps_done - run.first_step)
+        return replace(result, seconds_a_step=seconds, notes=tuple(economies.lines()))
 
 
 @contextmanager

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
+import torch
 from torch import Tensor
 
 from ...trainers.config import TrainingConfig
+from ...trainers.dataset import TrainingSet
+from ...trainers.estimate import GIB, Estimate, rehearse
 from ...trainers.targets import PREFIX, adaptable_layers, matched_layers
+from .denoiser import HostDenoiser
 
 KEPT = 25.0
 """Activations kept for a backward pass, in multiples of the host's own estimate for a forward pass (SD1.5, SDXL)."""
@@ -50,8 +56,61 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, OutOfMemory)
 
 
-def advice(config: TrainingConfig) -> str:
-    """What to change, the cheapest first."""
+def estimated(denoiser: HostDenoiser, data: TrainingSet, config: TrainingConfig) -> Estimate | None:
+    """What the largest batch of a run will take, or None where the model cannot be rehearsed."""
+    modules = {PREFIX: denoiser.module}
+    layers = adaptable_layers(modules)
+    matched = {name: layers[name] for name in matched_layers(modules, config.targets, config.target_pattern)}
+    largest = max(data.examples, key=lambda example: example.latents.numel())
+    count = config.batch_size * (2 if config.prior_weight > 0 else 1)
+
+    def forward() -> Tensor:
+        noisy = torch.empty(count, *largest.latents.shape, device=denoiser.device)
+        sigma = torch.full((count,), 0.5, device=denoiser.device)
+        return denoiser.denoise(noisy, sigma, [largest.cond] * count)
+
+    return rehearse(denoiser.module, matched, forward, config)
+
+
+class PeakMemory:
+    """The most that a run took of the device's memory; on a CPU, by how much the process grew.
+
+    Linux gives the CPU's figure; elsewhere it is unknown.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # begins a new high-water mark
+        self.before = self._status("VmRSS")
+
+    def line(self) -> str:
+        """In words."""
+        if self.device.type == "cuda":
+            return f"peak memory {torch.cuda.max_memory_allocated(self.device) / GIB:.2f} GiB"
+        peak = self._status("VmHWM")
+        if peak is None or self.before is None:
+            return "peak memory unknown on this system"
+        return f"peak memory {max(0, peak - self.before) / GIB:.2f} GiB beside the loaded model"
+
+    @staticmethod
+    def _status(field: str) -> int | None:
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)
+
+
+def advice(config: TrainingConfig, estimate: Estimate | None = None) -> str:
+    """What to change: the greatest saving first where it could be estimated, else the cheapest."""
+    begin = "Training ran out of memory; the model is as it was, and the last checkpoint is kept. "
+    if estimate is not None and (found := estimate.advice(config)):
+        options = "; ".join(f"{what} (about {less / GIB:.2f} GiB less)" for what, less in found)
+        return f"{begin}It was to take {estimate.total(config) / GIB:.2f} GiB. What saves most comes first: {options}."
     steps = []
     if not config.gradient_checkpointing:
         steps.append("turn on gradient_checkpointing in Training Options")
@@ -62,6 +121,4 @@ def advice(config: TrainingConfig) -> str:
     if config.targets != "attention":
         steps.append("choose the attention targets")
     steps += ["lower the dataset's resolution", "load the base model in fp8"]
-    return "Training ran out of memory; the model is as it was, and the last checkpoint is kept. " + (
-        f"In this order: {', then '.join(steps)}."
-    )
+    return f"{begin}In this order: {', then '.join(steps)}."

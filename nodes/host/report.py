@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...trainers.config import TrainingConfig
+from ...trainers.estimate import Estimate
 from ...trainers.layer_rules import first_match, parse_rules
+from ...trainers.loop import TrainingResult
 from ...trainers.targets import PREFIX, adaptable_layers, matched_layers
 
 SHOWN = 6
@@ -62,3 +64,21 @@ def describe_options(config: TrainingConfig, model: Any | None) -> str:
     lines.insert(0, f"targets: {config.targets}, {len(names)} of {len(adaptable_layers(modules))} layers learn")
     some = [*names[:SHOWN], f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else list(names)
     return "\n".join([*lines, *some])
+
+
+def describe_run(result: TrainingResult, estimate: Estimate | None, peak: str) -> str:
+    """What a run took.
+
+    Args:
+        peak: the line of :class:`.memory.PeakMemory`.
+    """
+    size = sum(tensor.numel() for name, tensor in result.tensors.items() if not name.endswith(".alpha"))
+    layers = {name.rsplit(".lora_", 1)[0] for name in result.tensors if ".lora_" in name} or set(result.deltas)
+    lines = [
+        f"{result.steps_done} steps, {result.seconds_a_step:.3f} seconds a step",
+        f"{size:,} trained numbers" + (f" in {len(layers)} layers" if layers else ""),
+        peak,
+        "no estimate of memory for this model" if estimate is None else estimate.line(result.config),
+        *result.notes,
+    ]
+    return "\n".join(lines)

@@ -19,6 +19,7 @@ from ...lora.model import LoraTensors
 from ...trainers.config import TrainingConfig
 from ...trainers.curve import training_curves
 from ...trainers.dataset import Example, PictureSet, TrainingSet, class_caption
+from ...trainers.estimate import Estimate
 from ...trainers.loop import Callbacks, TrainingCancelled, TrainingResult, train
 from ...trainers.subjects import prompts_of_each
 from ..types import Prior, Samples
@@ -28,11 +29,12 @@ from .folders import new_run_folder, resumed_run, safe_name
 from .interrupt import Interrupt, InterruptProcessingException
 from .latents import encode_picture, latent_mask
 from .live import Live
-from .memory import advice, is_out_of_memory, training_memory
+from .memory import PeakMemory, advice, estimated, is_out_of_memory, training_memory
 from .metadata import describe
 from .previews import Previewer, prepare, save_grid
 from .prior import drawn_pictures
 from .progress import Reporter
+from .report import describe_run
 from .text import LiveText, Texts, texts_of
 from .weights import autograd_weights, ordinary_tensors, resident_clone
 
@@ -50,6 +52,7 @@ class Trained:
     curve: Tensor
     folder: Path
     clip: Any
+    report: str = ""
 
 
 def train_lora(
@@ -84,6 +87,7 @@ def train_lora(
         patcher.set_model_compute_dtype(COMPUTE_DTYPES[config.precision])
     texts = texts_of(clip, patcher, config)
     folder, checkpoint = _run_folder(run_name, resume_from, pictures.trigger)
+    estimate: Estimate | None = None
     try:
         reporter.text(f"encoding {len(pictures.pictures)} pictures and captions")
         data = encode(patcher, clip, texts, vae, pictures, config.seed)
@@ -96,7 +100,14 @@ def train_lora(
         reporter.text("loading the model")
         comfy.model_management.load_models_gpu([patcher, *texts.patchers], training_memory(patcher, config, largest))
         with ordinary_tensors(), autograd_weights(patcher.model), texts.training():
+            peak = PeakMemory(patcher.load_device)
+            if not isinstance(texts, LiveText):  # text encoders that learn are not rehearsed
+                estimate = estimated(HostDenoiser(patcher, interrupt), data, config)
+            if estimate is not None:
+                log.info("Likeness: %s", estimate.line(config))
+                reporter.text(estimate.line(config))
             result = _train(patcher, texts, data, config, folder, checkpoint, previewer, reporter, interrupt)
+            report = describe_run(result, estimate, peak.line())
     except TrainingCancelled as cancelled:
         log.info("Likeness: %s Its checkpoint is in %s.", cancelled, folder)
         raise InterruptProcessingException() from None
@@ -104,7 +115,7 @@ def train_lora(
         if not is_out_of_memory(error):
             raise
         comfy.model_management.soft_empty_cache()
-        raise RuntimeError(advice(config)) from error
+        raise RuntimeError(advice(config, estimate)) from error
     with ordinary_tensors():
         lora = LoraTensors(result.tensors, describe(model, pictures, result))
         write_safetensors(folder / f"{folder.name}.safetensors", lora, lora.metadata)
@@ -113,7 +124,7 @@ def train_lora(
         raise InterruptProcessingException()
     reporter.text(f"trained {result.steps_done} steps, loss {result.losses[-1]:.4f}" if result.losses else "trained")
     patched, patched_clip = with_lora(model, clip, lora)
-    return Trained(patched, lora, curve, folder, patched_clip)
+    return Trained(patched, lora, curve, folder, patched_clip, report)
 
 
 def with_lora(

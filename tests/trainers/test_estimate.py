@@ -65,6 +65,22 @@ def test_advice_is_the_difference_of_two_estimates() -> None:
     assert [what for what, _ in estimate.advice(everything)] == ["halve the dataset's resolution"]
 
 
+def test_what_a_model_makes_on_the_way_does_not_stay(toy: Any) -> None:
+    """Fails if a table that the model keeps for itself is left without numbers."""
+
+    class Keeping(nn.Module):
+        table: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.table is None:
+                self.table = torch.arange(3.0)
+            return x * self.table
+
+    net = Keeping()
+    assert rehearse(net, {}, lambda: net(torch.ones(3)), TrainingConfig()) is not None
+    assert net(torch.ones(3)).tolist() == [0, 1, 2]
+
+
 def test_a_model_that_needs_numbers_is_not_rehearsed(toy: Any) -> None:
     """Fails if such a model cannot be trained at all."""
     net = toy().module
