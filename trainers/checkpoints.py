@@ -187,5 +187,12 @@ def check_resumable(checkpoint: Checkpoint, config: TrainingConfig) -> None:
         for name in fixed
         if getattr(config, name) != getattr(checkpoint.config, name)
     ]
+    # The optimizer's state is kept by groups of one rate, and which layers share one depends on this.
+    shares = [each.text_encoder_learning_rate / each.learning_rate for each in (config, checkpoint.config)]
+    if config.layer_rules and shares[0] != shares[1]:
+        differing.append(
+            f"text_encoder_learning_rate is {shares[0]:g} of learning_rate, the checkpoint's {shares[1]:g}, and there "
+            f"are layer_rules"
+        )
     if differing:
         raise ValueError(f"Cannot resume: {'; '.join(differing)}. Set them alike, or start a new run.")

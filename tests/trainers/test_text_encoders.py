@@ -155,6 +155,23 @@ def test_resume_is_bit_for_bit(toy: Any, data: Any, tmp_path: Path, optimizer: s
         )
 
 
+def test_another_share_of_the_rate_cannot_go_on_with_rules(toy: Any, data: Any, tmp_path: Path) -> None:
+    """Fails if a layer is handed the optimizer's state of another one, because they now share a rate."""
+    config = changed(steps=2, layer_rules="fc1$ lr=0.5")
+    train(with_encoders(toy), data(2), config, tmp_path)
+    longer = {**config.__dict__, "steps": 3}
+    with pytest.raises(ValueError, match=r"is 0\.5 of learning_rate, the checkpoint's 0\.1"):
+        train(
+            with_encoders(toy),
+            data(2),
+            changed(**{**longer, "text_encoder_learning_rate": 5e-3}),
+            tmp_path,
+            None,
+            tmp_path,
+        )
+    train(with_encoders(toy), data(2), changed(**longer), tmp_path, None, tmp_path)
+
+
 def test_encoders_are_put_back(toy: Any, data: Any, tmp_path: Path) -> None:
     """Fails if an adapter, a flag or a gradient stays."""
     denoiser = with_encoders(toy)
