@@ -11,8 +11,8 @@ from .paths import HOST_BASES, ROOT
 
 CHECKPOINT = "tiny-unet.safetensors"
 PARTS = {  # each checkpoint's shipped weights, tinyworld.assemble's
-    "tiny-unet": ("tiny-unet.safetensors", "tiny-vae.safetensors"),
-    "tiny-mmdit": ("tiny-mmdit.safetensors", "tiny-mmdit-vae.safetensors"),
+    "tiny-unet": ("tiny-unet.safetensors", "tiny-vae.safetensors", "tiny-clip.safetensors"),
+    "tiny-mmdit": ("tiny-mmdit.safetensors", "tiny-mmdit-vae.safetensors", "tiny-clip.safetensors"),
 }
 SHARED = HOST_BASES / "models" / "checkpoints"  # assembled once, linked into each server's base
 QUICKSTART_FOLDER = "likeness_quickstart"

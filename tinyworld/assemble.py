@@ -13,15 +13,16 @@ from torch import Tensor
 
 from .mmdit import host_weights
 from .packing import unpack
-from .text import clip_weights
+from .text_encoder import TextEncoder, checkpoint_text, load_encoder
 
 WEIGHTS = Path(__file__).with_name("weights")
+TEXT = "tiny-clip.safetensors"  # both models' text encoder
 Weights = dict[str, Tensor]
 
 
-def checkpoint_tensors(unet: Weights, vae: Weights, ids: Tensor, rows: Tensor) -> Weights:
+def checkpoint_tensors(unet: Weights, vae: Weights, encoder: TextEncoder) -> Weights:
     """UNet, text encoder and VAE under the names of an SD1.5 checkpoint; fp16, the VAE's scale and shift fp32."""
-    text = clip_weights(ids, rows)
+    text = checkpoint_text(encoder)
     return {
         **{f"model.diffusion_model.{name}": t.to(torch.float16).contiguous() for name, t in unet.items()},
         **{f"cond_stage_model.transformer.{name}": t.contiguous() for name, t in text.items()},
@@ -29,9 +30,9 @@ def checkpoint_tensors(unet: Weights, vae: Weights, ids: Tensor, rows: Tensor) -
     }
 
 
-def sd3_checkpoint_tensors(mmdit: Weights, vae: Weights, ids: Tensor, rows: Tensor) -> Weights:
+def sd3_checkpoint_tensors(mmdit: Weights, vae: Weights, encoder: TextEncoder) -> Weights:
     """The same for SD3, with CLIP-L as its one text encoder: the host takes the others' outputs for zeros."""
-    text = clip_weights(ids, rows, pooling=True)
+    text = checkpoint_text(encoder, pooling=True)
     return {
         **{
             f"model.diffusion_model.{name}": t.to(torch.float16).contiguous() for name, t in host_weights(mmdit).items()
@@ -42,7 +43,7 @@ def sd3_checkpoint_tensors(mmdit: Weights, vae: Weights, ids: Tensor, rows: Tens
 
 
 # model -> its autoencoder's file, and how the parts are put together
-MODELS: dict[str, tuple[str, Callable[[Weights, Weights, Tensor, Tensor], Weights]]] = {
+MODELS: dict[str, tuple[str, Callable[[Weights, Weights, TextEncoder], Weights]]] = {
     "tiny-unet": ("tiny-vae.safetensors", checkpoint_tensors),
     "tiny-mmdit": ("tiny-mmdit-vae.safetensors", sd3_checkpoint_tensors),
 }
@@ -57,7 +58,7 @@ def assemble(folder: Path, weights: Path = WEIGHTS, model: str = "tiny-unet") ->
     if model not in MODELS:
         raise ValueError(f"there is no model {model!r}; the models are {', '.join(MODELS)}")
     vae, together = MODELS[model]
-    parts = weights / f"{model}.safetensors", weights / vae
+    parts = weights / f"{model}.safetensors", weights / vae, weights / TEXT
     for part in parts:
         if not part.exists():
             raise ValueError(f"{part.name} is missing from {weights}: the clone is incomplete; fetch it again")
@@ -65,10 +66,9 @@ def assemble(folder: Path, weights: Path = WEIGHTS, model: str = "tiny-unet") ->
     if target.exists() and target.stat().st_mtime >= max(part.stat().st_mtime for part in parts):
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    packed = load_file(parts[0])
-    ids, rows = packed.pop("token_ids"), packed.pop("token_rows")
+    tensors = together(unpack(load_file(parts[0])), load_file(parts[1]), load_encoder(load_file(parts[2])))
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    save_file(together(unpack(packed), load_file(parts[1]), ids, rows), temporary, {"format": "pt"})
+    save_file(tensors, temporary, {"format": "pt"})
     temporary.replace(target)
     return target
 

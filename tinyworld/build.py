@@ -1,8 +1,9 @@
 """Make tinyworld from nothing: `python -m tinyworld.build --tokenizer <host>/comfy/sd1_tokenizer`.
 
-Fetches the artwork (npm), draws it, trains a VAE and a model, measures both, and writes what ships. Each stage leaves
-its file in `.tinyworld/`, so that a killed build goes on where it stood. Needs resvg_py and the host's packages.
-`--model tiny-mmdit` makes the second model, whose VAE starts from the first one's and which the same judge judges.
+Fetches the artwork (npm), draws it, trains a VAE, a text encoder and a model, measures them, and writes what ships.
+Each stage leaves its file in `.tinyworld/`, so that a killed build goes on where it stood. Needs resvg_py and the
+host's packages. `--model tiny-mmdit` makes the second model, whose VAE starts from the first one's, with the same text
+encoder and the same judge.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from .assemble import MODELS, WEIGHTS
+from .assemble import MODELS, TEXT, WEIGHTS
 from .classifier import JUDGE, asked_subjects, load_judge, train_classifier
 from .measure import measure, sheet
 from .packing import pack
 from .pictures import download_packs, draw_all, load_packs, subjects_with_class
-from .pretraining import Schedule, encode_all
+from .pretraining import Latents, Schedule, caption_vocabulary, encode_all
 from .split import RECORD, STYLES, Split, load_split, make_split, save_split
-from .text import WordTable
+from .text_encoder import TextEncoder, encoder_tensors, load_encoder
 from .train_mmdit import PretrainedFlow, train_mmdit
+from .train_text import train_text
 from .train_unet import Pretrained, train_unet
 from .train_vae import train_vae
 from .truth import Pictures, write_archive
@@ -37,17 +39,18 @@ logger = logging.getLogger(__name__)
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def export(model: str, weights: Mapping[str, Tensor], words: WordTable, vae: TinyVAE, folder: Path) -> None:
-    """What ships: the model in int8 with the trained word rows in fp16, fp16 VAE with fp32 scale and shift."""
-    folder.mkdir(exist_ok=True)
-    packed = pack({name: t.detach().cpu() for name, t in weights.items()})
-    packed["token_ids"] = torch.tensor(words.ids, dtype=torch.int32)
-    packed["token_rows"] = words.rows.detach().to("cpu", torch.float16)
+def ship(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file of the weights folder."""
+    WEIGHTS.mkdir(exist_ok=True)
+    title = name.removesuffix(".safetensors")
+    save_file(dict(tensors), WEIGHTS / name, {"modelspec.title": title, "modelspec.license": "CC-BY-SA-4.0"})
+
+
+def export(model: str, weights: Mapping[str, Tensor], vae: TinyVAE) -> None:
+    """What ships of a model: itself in int8, and its VAE in fp16 with fp32 scale and shift."""
+    ship(f"{model}.safetensors", pack({name: t.detach().cpu() for name, t in weights.items()}))
     parts = {name: t.detach().cpu().contiguous() for name, t in vae.state_dict().items()}
-    halved = {name: t if t.ndim == 0 else t.to(torch.float16) for name, t in parts.items()}
-    for name, tensors in ((f"{model}.safetensors", packed), (MODELS[model][0], halved)):
-        title = name.removesuffix(".safetensors")
-        save_file(tensors, folder / name, {"modelspec.title": title, "modelspec.license": "CC-BY-SA-4.0"})
+    ship(MODELS[model][0], {name: t if t.ndim == 0 else t.to(torch.float16) for name, t in parts.items()})
 
 
 def load_pictures(work: Path) -> tuple[Split, Pictures]:
@@ -73,6 +76,16 @@ def load_vae(vae: TinyVAE, split: Split, pictures: Pictures, folder: Path, steps
     return vae
 
 
+def load_text(latents: Latents, split: Split, tokenizer: CLIPTokenizer, folder: Path, device: str) -> TextEncoder:
+    """The text encoder, trained once."""
+    done = folder / "text_final.pt"
+    if not done.exists():
+        torch.save(train_text(latents, split, tokenizer, folder, device=device).cpu().state_dict(), done)
+    encoder = TextEncoder(caption_vocabulary(tokenizer, split))
+    encoder.load_state_dict(torch.load(done, weights_only=True))
+    return encoder
+
+
 def build(
     model: str, work: Path, tokenizer_folder: Path, vae_steps: int, steps: int, batch: int, device: str
 ) -> dict[str, float]:
@@ -90,8 +103,10 @@ def build(
         torch.manual_seed(0)
         vae = load_vae(TinyVAE(), split, pictures, folder, vae_steps, device)
         latents = encode_all(vae, pictures, pairs, folder / "latents.pt")
-        trained = train_unet(latents, split, tokenizer, folder, steps=steps, batch=batch, device=device).cpu()
-        export(model, trained.unet.state_dict(), trained.words, vae, WEIGHTS)
+        ship(TEXT, encoder_tensors(load_text(latents, split, tokenizer, folder, device)))
+        text = load_encoder(load_file(WEIGHTS / TEXT))  # as it ships
+        trained = train_unet(text, latents, split, tokenizer, folder, steps=steps, batch=batch, device=device).cpu()
+        export(model, trained.unet.state_dict(), vae)
         judge = train_classifier(pictures, asked_subjects(split), split.pretrain_styles)
         save_file(judge.state_dict(), JUDGE, {"modelspec.title": "judge of tiny-unet"})
     else:
@@ -102,8 +117,9 @@ def build(
         vae = load_vae(widened(four, SD3), split, pictures, folder, vae_steps, device)
         latents = encode_all(vae, pictures, pairs, folder / "latents.pt")
         plan = Schedule(steps, batch, LEARNING_RATE, device=device)
-        trained = train_mmdit(latents, split, tokenizer, folder, plan).cpu()
-        export(model, trained.mmdit.state_dict(), trained.words, vae, WEIGHTS)
+        text = load_encoder(load_file(WEIGHTS / TEXT))
+        trained = train_mmdit(text, latents, split, tokenizer, folder, plan).cpu()
+        export(model, trained.mmdit.state_dict(), vae)
         judge = load_judge(split)
     figures = measure(trained, vae, pictures, split, tokenizer, judge)
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")

@@ -86,12 +86,14 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step learns from: (B, C, 8, 8) latents and noise, times in [0, 1) float64, and each caption's tokens."""
+    """What a step learns from: (B, C, 8, 8) latents and noise, times in [0, 1) float64, each caption's tokens, and
+    the step's generator for what else is random."""
 
     clean: Tensor
     noise: Tensor
     time: Tensor
     tokens: list[list[int]]
+    rng: np.random.Generator
 
 
 class _Captions:
@@ -122,7 +124,7 @@ def _draw(latents: Latents, table: Tensor, split: Split, captions: _Captions, pl
     time = torch.from_numpy((rng.permutation(plan.batch) + rng.random(plan.batch)) / plan.batch)
     clean = table[torch.from_numpy(picked), torch.from_numpy(colours)]
     noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32))
-    return Batch(clean, noise.to(plan.device), time.to(plan.device), captions(texts))
+    return Batch(clean, noise.to(plan.device), time.to(plan.device), captions(texts), rng)
 
 
 def pretrain(
@@ -134,11 +136,14 @@ def pretrain(
     progress: Path,
     plan: Schedule,
 ) -> Model:
-    """Minimise `loss_of` with AdamW; -> the moving average of the weights. `progress` is where it is saved."""
+    """Minimise `loss_of` with AdamW; -> the moving average of the weights. `progress` is where it is saved.
+
+    Parameters that want no gradient stay as they are.
+    """
+    trained: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
     average = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
+    averaged: list[Tensor] = [parameter for parameter in average.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     parts = {"model": model, "average": average, "optimizer": optimizer}
     first = load_progress(progress, parts)
     table, captions = latents.table.to(plan.device), _Captions(tokenizer)
@@ -150,13 +155,13 @@ def pretrain(
         loss = loss_of(model, _draw(latents, table, split, captions, plan, step))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         running += float(loss.detach())
         if (step + 1) % 4 == 0:
             decay = min(0.9995, (1 + step) / (10 + step)) ** 4
             with torch.no_grad():
-                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+                torch._foreach_lerp_(averaged, trained, 1 - decay)
         if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
             save_progress(progress, step + 1, parts)
             logger.info("%s step %d loss %.4f", progress.name, step + 1, running / plan.save_every)

@@ -1,20 +1,19 @@
-"""The text side of the small models: CLIP-L's shape, where each word's row goes straight to the attention.
+"""Tokens, and CLIP-L's text encoder as a checkpoint has it, most of which nobody trained.
 
-Every layer's output projections are zero, so the encoder is LayerNorm(token row): what pretraining learns is one row a
-word. Shipped are the rows that were trained; the others are drawn from a seed, as a rare word's row would be.
+Shipped are one row a word that captions use, and one layer (see `text_encoder`). The rows of all other words are drawn
+from a seed, as a rare word's row would be, and the output projections of the other layers are zero: they pass on what
+they get.
 
-SD3 takes the rows from before the last layer, without LayerNorm, and the last layer's output at the first END as the
+SD3 takes the states from before the last layer, without LayerNorm, and the last layer's output at the first END as the
 pooled vector. There that layer attends to all words alike and passes them on, so the pooled vector is their mean.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 VOCABULARY, WIDTH, LENGTH, LAYERS, HIDDEN = 49408, 768, 77, 12, 3072
@@ -26,43 +25,6 @@ def seeded_rows(seed: int = 0) -> Tensor:
     """The token table before training: (49408, 768), N(0, 0.3²)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(VOCABULARY, WIDTH, generator=generator) * ROW_STD
-
-
-class WordTable(nn.Module):
-    """The rows of the words that captions use, trained; row i belongs to token `ids[i]`."""
-
-    def __init__(self, ids: Sequence[int], seed: int = 0) -> None:
-        super().__init__()
-        self.ids = sorted(set(ids) | {START, END})
-        self.row_of = {token: row for row, token in enumerate(self.ids)}
-        self.rows = nn.Parameter(seeded_rows(seed)[self.ids])
-
-    def entries(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Caption tokens -> their rows (B, n, 768) and bias (B, 1, 1, n), -∞ where a caption has no entry.
-
-        Equal to the host's 77 tokens: START, the words, END repeated; the repeats are one entry with bias log m.
-        """
-        longest = max(len(words) for words in tokens) + 2
-        rows = torch.full((len(tokens), longest), self.row_of[END])
-        bias = torch.full((len(tokens), longest), float("-inf"))
-        for i, words in enumerate(tokens):
-            entries = [self.row_of[token] for token in (START, *words, END)]
-            rows[i, : len(entries)] = torch.tensor(entries)
-            bias[i, : len(entries) - 1] = 0
-            bias[i, len(entries) - 1] = math.log(LENGTH - len(words) - 1)
-        device = self.rows.device
-        return self.rows[rows.to(device)], bias[:, None, None].to(device)
-
-    def forward(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Caption tokens -> SD1.5's context (B, n, 768) and bias (B, 1, 1, n), as `entries`."""
-        rows, bias = self.entries(tokens)
-        return functional.layer_norm(rows, (WIDTH,)), bias
-
-    def pooled(self, rows: Tensor, bias: Tensor) -> Tensor:
-        """SD3's pooled vector (B, 768) of `entries`: LayerNorm(END's row + mean of the LayerNorms of all rows)."""
-        there = (bias[:, 0, 0] > float("-inf")).to(rows.dtype)[..., None]
-        mean = (functional.layer_norm(rows, (WIDTH,)) * there).sum(1) / there.sum(1)
-        return functional.layer_norm(self.rows[self.row_of[END]] + mean, (WIDTH,))
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> list[list[int]]:

@@ -9,20 +9,20 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from .mmdit import CHANNELS, DEPTH, TinyMMDiT, shifted
-from .pretraining import Batch, Latents, Schedule, caption_vocabulary, pretrain
+from .pretraining import Batch, Latents, Schedule, pretrain
 from .split import Split
-from .text import WordTable
+from .text_encoder import Encoded, TextEncoder
 
 
 class PretrainedFlow(nn.Module):
-    """What is trained and shipped: the transformer and the word rows."""
+    """The transformer, and the text encoder that it is trained with and that stays as it is."""
 
     channels = CHANNELS
 
-    def __init__(self, ids: list[int], depth: int = DEPTH) -> None:
+    def __init__(self, text: TextEncoder, depth: int = DEPTH) -> None:
         super().__init__()
         self.mmdit = TinyMMDiT(depth)
-        self.words = WordTable(ids)
+        self.text = text.requires_grad_(False)
 
     def sigmas(self, steps: int) -> Tensor:
         """The host's `normal` scheduler, which takes the last σ for a time and so shifts it once more; then 0."""
@@ -35,8 +35,7 @@ class PretrainedFlow(nn.Module):
 
     def condition(self, tokens: list[list[int]]) -> tuple[Tensor, ...]:
         """What `slope` is told of the captions: context, pooled vector, bias."""
-        rows, bias = self.words.entries(tokens)
-        return rows, self.words.pooled(rows, bias), bias
+        return _told(self.text(tokens))
 
     def slope(self, x: Tensor, sigma: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
         """dx/dσ (B, 16, h, w): the predicted velocity. `sigma` is a scalar or (B,)."""
@@ -45,8 +44,18 @@ class PretrainedFlow(nn.Module):
         return velocity.float()  # type: ignore[no-any-return]
 
 
+def _told(encoded: Encoded) -> tuple[Tensor, ...]:
+    return encoded.states, encoded.pooled(), encoded.bias
+
+
 def train_mmdit(
-    latents: Latents, split: Split, tokenizer: CLIPTokenizer, folder: Path, plan: Schedule, depth: int = DEPTH
+    text: TextEncoder,
+    latents: Latents,
+    split: Split,
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    plan: Schedule,
+    depth: int = DEPTH,
 ) -> PretrainedFlow:
     """Velocity-MSE at uniform times, shifted as the sampler's are; returns the moving average.
 
@@ -54,13 +63,15 @@ def train_mmdit(
     behind, and the shift puts half of the steps above σ = 3/4.
     """
     torch.manual_seed(plan.seed)
-    model = PretrainedFlow(caption_vocabulary(tokenizer, split), depth).to(plan.device)
+    model = PretrainedFlow(text, depth).to(plan.device)
 
     def loss(model: PretrainedFlow, drawn: Batch) -> Tensor:
         sigma = shifted(drawn.time).float()
         mix = sigma[:, None, None, None]
         noisy = (1 - mix) * drawn.clean + mix * drawn.noise
-        velocity = model.slope(noisy, sigma, model.condition(drawn.tokens))
+        with torch.no_grad():
+            told = _told(model.text(drawn.tokens, ends=4, rng=drawn.rng))
+        velocity = model.slope(noisy, sigma, told)
         return (velocity - (drawn.noise - drawn.clean)).square().mean()
 
     return pretrain(model, loss, latents, split, tokenizer, folder / "mmdit", plan)

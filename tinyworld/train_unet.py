@@ -8,21 +8,21 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from .pretraining import Batch, Latents, Schedule, caption_vocabulary, pretrain
+from .pretraining import Batch, Latents, Schedule, pretrain
 from .split import Split
-from .text import WordTable
+from .text_encoder import TextEncoder
 from .unet import TinyUNet, alphas_cumprod
 
 
 class Pretrained(nn.Module):
-    """What is trained and shipped: the UNet and the word rows."""
+    """The UNet, and the text encoder that it is trained with and that stays as it is."""
 
     channels = 4
 
-    def __init__(self, ids: list[int]) -> None:
+    def __init__(self, text: TextEncoder) -> None:
         super().__init__()
         self.unet = TinyUNet()
-        self.words = WordTable(ids)
+        self.text = text.requires_grad_(False)
 
     def sigmas(self, steps: int) -> Tensor:
         """The host's `normal` scheduler: `steps` σ, evenly in time, then 0."""
@@ -35,7 +35,8 @@ class Pretrained(nn.Module):
 
     def condition(self, tokens: list[list[int]]) -> tuple[Tensor, ...]:
         """What `slope` is told of the captions."""
-        return self.words(tokens)  # type: ignore[no-any-return]
+        encoded = self.text(tokens)
+        return encoded.context(), encoded.bias
 
     def slope(self, x: Tensor, sigma: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
         """dx/dσ (B, 4, h, w) of the probability flow: the predicted ε."""
@@ -51,6 +52,7 @@ def _sigma_table() -> Tensor:
 
 
 def train_unet(
+    text: TextEncoder,
     latents: Latents,
     split: Split,
     tokenizer: CLIPTokenizer,
@@ -70,7 +72,7 @@ def train_unet(
     between styles, weigh 1/200 of the others and the caption's style is learned last.
     """
     torch.manual_seed(seed)
-    model = Pretrained(caption_vocabulary(tokenizer, split)).to(device)
+    model = Pretrained(text).to(device)
     model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     alpha_bar = alphas_cumprod().to(device)
     snr = alpha_bar / (1 - alpha_bar)
@@ -80,9 +82,10 @@ def train_unet(
         t = (drawn.time * 1000).long()
         mix = alpha_bar[t].float()[:, None, None, None]
         noisy = mix.sqrt() * drawn.clean + (1 - mix).sqrt() * drawn.noise
-        context, bias = model.words(drawn.tokens)
         with torch.autocast(device, torch.bfloat16):
-            predicted = model.unet(noisy, t, context, bias).float()
+            with torch.no_grad():
+                encoded = model.text(drawn.tokens, ends=4, rng=drawn.rng)
+            predicted = model.unet(noisy, t, encoded.context(), encoded.bias).float()
         errors: Tensor = (predicted - drawn.noise).square().mean((1, 2, 3))
         return (errors * weights[t]).mean()
 

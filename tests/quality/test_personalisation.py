@@ -53,7 +53,7 @@ def _others(index: int) -> list[tuple[int, int]]:
 
 @pytest.fixture(scope="module")
 def taught(server: Any, studio: Any) -> dict[str, Taught]:
-    """Train on each subject over HTTP, then draw with and without what was learned, seeds fixed."""
+    """Train on each subject over HTTP, with prior prediction; draw with and without what was learned, seeds fixed."""
     client, split = Client(server.address), load_split()
     asked = asked_subjects(split)
     results = {}
@@ -70,6 +70,18 @@ def taught(server: Any, studio: Any) -> dict[str, Taught]:
             repeats=1,
             flip=False,
         )
+        graph["keep"] = studio.node(
+            "LikenessPriorPreservation",
+            mode="prior prediction",
+            weight=1.0,
+            prompts="",  # the references themselves, with the class noun in the trigger's place
+            pictures=1,
+            seed=0,
+            steps=20,
+            cfg=3.0,
+            sampler_name="euler",
+            scheduler="normal",
+        )
         graph["train"] = studio.node(
             "LikenessTrainLoRA",
             model=["model", 0],
@@ -82,6 +94,7 @@ def taught(server: Any, studio: Any) -> dict[str, Taught]:
             alpha=16.0,
             batch_size=4,
             seed=7,
+            prior=["keep", 0],
         )
         for k, prompt in enumerate(PROMPTS):
             studio.ask(graph, f"before {k}", ["model", 0], prompt, seed=50 + k, pictures=2)
@@ -150,13 +163,10 @@ def kept(taught: dict[str, Taught], judge: Any, figures: dict[str, Any]) -> tupl
     return before, after
 
 
-def test_other_subjects_are_still_drawn(kept: tuple[float, float]) -> None:
-    """20 times chance, at least. Fails if the LoRA draws its subject whatever is asked."""
-    assert kept[0] >= 0.5
-    assert kept[1] >= 0.4
-
-
-@pytest.mark.xfail(strict=True, reason="without prior preservation five pictures cost 28 points of the 15 allowed")
 def test_other_subjects_are_kept(kept: tuple[float, float]) -> None:
-    """At most FORGOTTEN of the pictures of other subjects are lost to what was taught."""
+    """At most FORGOTTEN of the pictures of other subjects are lost to what was taught.
+
+    Fails without the prior: 300 steps on five pictures alone cost about 30 points.
+    """
+    assert kept[0] >= 0.5
     assert kept[1] >= kept[0] - FORGOTTEN

@@ -48,7 +48,6 @@ def test_pictures_show_the_subject_that_was_asked(named: tuple[float, float]) ->
     assert named[0] >= 0.50
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped weights reach 57 % (tinyworld/README.md) and need more training")
 def test_pictures_show_the_style_that_was_asked(named: tuple[float, float]) -> None:
     """Bar: ≥ 85 % of 6 styles (chance 17 %)."""
     assert named[1] >= 0.85

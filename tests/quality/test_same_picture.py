@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from likeness.tinyworld.assemble import WEIGHTS
+from likeness.tinyworld.assemble import TEXT, WEIGHTS
 from likeness.tinyworld.packing import unpack
 from likeness.tinyworld.sample import draw_pictures
+from likeness.tinyworld.text_encoder import load_encoder
 from likeness.tinyworld.train_unet import Pretrained
 from likeness.tinyworld.vae import TinyVAE, psnr
 
@@ -19,7 +20,7 @@ PROMPTS = ("a flat picture of a pizza", "owl, outlined style on a blue backgroun
 
 
 def test_host_and_tinyworld_draw_the_same(client: Any, studio: Any, host_path: Path) -> None:
-    """Oracle: our own UNet, text table, VAE and Euler sampler, in bf16, against the host's in fp32; 25 dB or better.
+    """Oracle: our own UNet, text encoder, VAE and Euler sampler, in bf16, against the host's in fp32; 25 dB or better.
 
     Fails if the checkpoint is put together wrongly: a row, a key, the latents' scale, the schedule.
     """
@@ -29,10 +30,10 @@ def test_host_and_tinyworld_draw_the_same(client: Any, studio: Any, host_path: P
     if not tokenizer_files.is_dir():
         pytest.skip("NOT TESTED: this host keeps CLIP's vocabulary elsewhere")
     tokenizer = CLIPTokenizer.from_pretrained(str(tokenizer_files))
-    packed = load_file(WEIGHTS / "tiny-unet.safetensors")
-    model = Pretrained(packed.pop("token_ids").tolist())
-    model.words.rows.data = packed.pop("token_rows").float()
-    model.unet.load_state_dict({name: t.float() for name, t in unpack(packed).items()})
+    model = Pretrained(load_encoder(load_file(WEIGHTS / TEXT)))
+    model.unet.load_state_dict(
+        {name: t.float() for name, t in unpack(load_file(WEIGHTS / "tiny-unet.safetensors")).items()}
+    )
     vae = TinyVAE()
     vae.load_state_dict({name: t.float() for name, t in load_file(WEIGHTS / "tiny-vae.safetensors").items()})
     graph = studio.base_graph()
