@@ -73,12 +73,15 @@ def test_after_a_cancel_in_the_middle_of_a_step(
 ) -> None:
     """The host raises in whichever layer comes next: fails if that escapes before a checkpoint is written."""
     import comfy.model_management
+    from torch._subclasses.fake_tensor import FakeTensor
 
     from likeness.nodes.host import HostDenoiser, folders
 
     original, calls = HostDenoiser._apply, []
 
     def interrupted(self: Any, *arguments: Any) -> Any:
+        if isinstance(arguments[0], FakeTensor):  # the memory estimate, before the first step
+            return original(self, *arguments)
         calls.append(1)
         if len(calls) == 2:
             comfy.model_management.interrupt_current_processing()
