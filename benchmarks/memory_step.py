@@ -69,7 +69,6 @@ MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...], tuple[int, int], i
     "sd3": (
         "SD3",
         {
-            "image_model": None,
             "in_channels": 16,
             "patch_size": 2,
             "out_channels": 16,
@@ -104,7 +103,7 @@ def model_of(name: str) -> Any:
 
     kind, unet, *_ = MODELS[name]
     if name == "sd3":
-        unet = {**unet, "depth": 6}
+        unet = {**unet, "num_blocks": 6}  # the width is 64 times the depth
     config = getattr(comfy.supported_models, kind)({**unet, "dtype": torch.float32})
     config.set_inference_dtype(torch.float32, None)
     torch.manual_seed(0)
