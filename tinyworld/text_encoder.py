@@ -116,16 +116,14 @@ class TextEncoder(nn.Module):
             rows[i, : len(caption) + 1] = torch.tensor([self.row_of[token] for token in (START, *caption)])
             words[i, : len(caption) + 1] = 0
         total = torch.tensor([LENGTH - 1 - len(caption) for caption in tokens])[:, None]  # of ENDs
-        place = torch.ones(count, 1)
-        weight = torch.zeros(count, 1)
         if ends:
             others = ends - 1
             within = torch.full((count, others), 0.5)
             if rng is not None:
                 within = torch.from_numpy(rng.random((count, others), np.float32))
             share = (total - 1) / others
-            place = torch.cat([place, ((torch.arange(others) + within) * share).floor() + 2], 1)
-            weight = torch.cat([weight, share.log().expand(-1, others)], 1)
+            place = torch.cat([torch.ones(count, 1), ((torch.arange(others) + within) * share).floor() + 2], 1)
+            weight = torch.cat([torch.zeros(count, 1), share.log().expand(-1, others)], 1)
         else:
             place = torch.arange(1, int(total.max()) + 1).expand(count, -1)
             weight = torch.where(place <= total, 0.0, NEVER)
