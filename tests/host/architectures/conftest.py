@@ -9,25 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from likeness.devtools.small_models import FLUX, UNET
 from likeness.trainers.dataset import Picture
 
-_UNET: dict[str, Any] = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": [1, 1],
-    "channel_mult": (1, 2),
-    "num_heads": 2,
-    "use_spatial_transformer": True,
-    "transformer_depth": [1, 1],
-    "transformer_depth_output": [1, 1, 1, 1],
-    "transformer_depth_middle": 1,
-    "context_dim": 48,
-    "use_linear_in_transformer": True,
-    "legacy": False,
-}
-_SD2 = _UNET | {"model_channels": 64, "num_heads": -1, "num_head_channels": 64}
+_SD2 = UNET | {"model_channels": 64, "num_heads": -1, "num_head_channels": 64}
 _SDXL = _SD2 | {"adm_in_channels": 2816, "num_classes": "sequential"}
 _SD3: dict[str, Any] = {
     "input_size": None,
@@ -42,23 +27,7 @@ _SD3: dict[str, Any] = {
     "qk_norm": "rms",
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 128}},
 }
-_FLUX: dict[str, Any] = {
-    "image_model": "flux",
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_size": 2,
-    "vec_in_dim": 40,
-    "context_in_dim": 48,
-    "hidden_size": 64,
-    "mlp_ratio": 4.0,
-    "num_heads": 2,
-    "depth": 1,
-    "depth_single_blocks": 2,
-    "axes_dim": [8, 12, 12],
-    "theta": 10000,
-    "qkv_bias": True,
-    "guidance_embed": True,
-}
+_FLUX = FLUX | {"mlp_ratio": 4.0, "depth_single_blocks": 2}
 _FLUX2 = _FLUX | {
     "image_model": "flux2",
     "in_channels": 128,
@@ -136,7 +105,7 @@ class Family:
 
 
 FAMILIES = {
-    "sd15": Family("SD15", _UNET, "eps"),
+    "sd15": Family("SD15", UNET, "eps"),
     "sd2": Family("SD20", _SD2, "eps"),
     "sd2-v": Family("SD20", _SD2, "v"),
     "sdxl": Family("SDXL", _SDXL, "eps"),

@@ -8,45 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-_UNET: dict[str, Any] = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": [1, 1],
-    "channel_mult": (1, 2),
-    "num_heads": 2,
-    "use_spatial_transformer": True,
-    "transformer_depth": [1, 1],
-    "transformer_depth_output": [1, 1, 1, 1],
-    "transformer_depth_middle": 1,
-    "context_dim": 48,
-    "use_linear_in_transformer": True,
-    "legacy": False,
-}
-_SDXL = _UNET | {
+from likeness.devtools.small_models import FLUX, UNET
+
+_SDXL = UNET | {
     "model_channels": 64,
     "num_heads": -1,
     "num_head_channels": 64,
     "adm_in_channels": 32 + 6 * 256,
     "num_classes": "sequential",
-}
-_FLUX: dict[str, Any] = {
-    "image_model": "flux",
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_size": 2,
-    "vec_in_dim": 40,
-    "context_in_dim": 48,
-    "hidden_size": 64,
-    "mlp_ratio": 2.0,
-    "num_heads": 2,
-    "depth": 1,
-    "depth_single_blocks": 1,
-    "axes_dim": [8, 12, 12],
-    "theta": 10000,
-    "qkv_bias": True,
-    "guidance_embed": True,
 }
 
 
@@ -56,9 +25,9 @@ def _clip(width: int) -> dict[str, Any]:
 
 _T5 = {"d_model": 48, "d_ff": 64, "d_kv": 24, "num_heads": 2, "num_layers": 2}
 FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "sd15": ("SD15", _UNET, {"clip_l": _clip(48)}),
+    "sd15": ("SD15", UNET, {"clip_l": _clip(48)}),
     "sdxl": ("SDXL", _SDXL, {"clip_l": _clip(16), "clip_g": _clip(32)}),
-    "flux": ("Flux", _FLUX, {"clip_l": _clip(40), "t5xxl": _T5}),
+    "flux": ("Flux", FLUX, {"clip_l": _clip(40), "t5xxl": _T5}),
 }
 
 

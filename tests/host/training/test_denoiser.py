@@ -9,27 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from likeness.devtools import small_models
 from likeness.trainers.dataset import Picture
 from likeness.trainers.rebinding import Rebinding
 from likeness.trainers.recompute import recomputed_blocks
 
-UNET = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": [1, 1],
-    "channel_mult": (1, 2),
-    "num_heads": 2,
-    "use_spatial_transformer": True,
-    "transformer_depth": [1, 1],
-    "transformer_depth_output": [1, 1, 1, 1],
-    "transformer_depth_middle": 1,
-    "context_dim": 48,
-    "use_linear_in_transformer": True,
-    "legacy": False,
-    "dtype": torch.float32,
-}
+UNET = {**small_models.UNET, "dtype": torch.float32}
 SDXL = {
     **UNET,
     "model_channels": 64,
@@ -38,24 +23,7 @@ SDXL = {
     "adm_in_channels": 2816,
     "num_classes": "sequential",
 }
-FLUX = {
-    "image_model": "flux",
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_size": 2,
-    "vec_in_dim": 40,
-    "context_in_dim": 48,
-    "hidden_size": 64,
-    "mlp_ratio": 2.0,
-    "num_heads": 2,
-    "depth": 1,
-    "depth_single_blocks": 1,
-    "axes_dim": [8, 12, 12],
-    "theta": 10000,
-    "qkv_bias": True,
-    "guidance_embed": True,
-    "dtype": torch.float32,
-}
+FLUX = {**small_models.FLUX, "dtype": torch.float32}
 
 
 def build(family: str) -> Any:
