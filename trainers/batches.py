@@ -105,7 +105,7 @@ class Batches:
         self._sigmas = sigmas.detach().to("cpu", torch.float32)
         self._parameterisation = parameterisation
         self._patch_size = patch_size
-        self._empty = data.empty
+        self._empties = [data.empty if example.empty is None else example.empty for example in data.examples]
         self._conds = [example.variants or (example.cond,) for example in data.examples]
         size = sum(example.latents.numel() * (8 if example.flipped is not None else 4) for example in data.examples)
         home = device if size <= _RESIDENT_BYTES else torch.device("cpu")
@@ -195,9 +195,12 @@ class Batches:
     def _captions(self, indices: Sequence[int], drops: Sequence[float], number: int) -> list[Cond]:
         """A condition for each picture: that of one of its caption's variants, or the empty caption's."""
         picks = torch.rand(len(indices), generator=generator(self._config.seed, "caption", number)).tolist()
+        conds = [
+            self._conds[index][int(pick * len(self._conds[index]))] for index, pick in zip(indices, picks, strict=True)
+        ]
         return [
-            self._empty if drop < self._config.caption_dropout else conds[int(pick * len(conds))]
-            for conds, drop, pick in zip((self._conds[index] for index in indices), drops, picks, strict=True)
+            self._empties[index] if drop < self._config.caption_dropout else cond
+            for index, drop, cond in zip(indices, drops, conds, strict=True)
         ]
 
     def _huber_c(self, sigma: Tensor) -> Tensor | None:

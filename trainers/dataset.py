@@ -84,6 +84,7 @@ class Example:
         prior_cond: made of the same caption with the class noun in the subject's place, or None.
         subject: number of the dataset it came from, where several are trained at once.
         variants: conditions to train with in place of ``cond``, one at each visit; empty: that one alone.
+        empty: the condition of the empty caption for a picture of this size and crop; None: the training set's.
     """
 
     latents: Tensor
@@ -94,6 +95,7 @@ class Example:
     prior_cond: Cond | None = None
     subject: int = 0
     variants: tuple[Cond, ...] = ()
+    empty: Cond | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class TrainingSet:
 
     Attributes:
         examples: of all subjects.
-        empty: the condition of the empty caption, for caption dropout.
+        empty: the condition of the empty caption, for caption dropout of examples without one of their own.
         prior: class pictures to be kept.
         balanced: each subject is seen as often as the others.
     """

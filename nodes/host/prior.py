@@ -99,9 +99,9 @@ def drawn_pictures(
     for each, one in zip(wanted, latents, strict=True):
         height, width = each.size
         sizes_of = {"width": width, "height": height, "target_width": width, "target_height": height, **empty_sizes}
-        cond = encoded.cond(each.prompt, one.unsqueeze(0), sizes_of)
+        cond, empty = (encoded.cond(text, one.unsqueeze(0), sizes_of) for text in (each.prompt, ""))
         with ordinary_tensors():
-            examples.append(Example(one.clone(), None, cond, None))
+            examples.append(Example(one.clone(), None, cond, None, empty=empty))
     return tuple(examples)
 
 

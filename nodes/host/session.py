@@ -158,8 +158,7 @@ def encode(
 ) -> TrainingSet:
     """Everything that VAE and text encoder are needed for, once. They may be offloaded afterwards."""
     examples = _examples(patcher, clip, texts, vae, pictures, seed)
-    empty = texts.cond("", examples[0].latents.unsqueeze(0), size_conditions(pictures.pictures[0]))
-    return TrainingSet(examples, empty, balanced=pictures.balanced)
+    return TrainingSet(examples, examples[0].empty, balanced=pictures.balanced)
 
 
 def _examples(
@@ -178,7 +177,7 @@ def _examples(
                 latents = encode_picture(vae, patcher, picture, mirrored=False)
                 flipped = encode_picture(vae, patcher, picture, mirrored=True) if member.flip else None
                 sizes = size_conditions(picture)
-                cond = texts.cond(picture.caption, latents, sizes)
+                cond, empty = (texts.cond(text, latents, sizes) for text in (picture.caption, ""))
                 variants = tuple(texts.cond(caption, latents, sizes) for caption in picture.variants)
                 kept = class_caption(picture.caption, member.trigger, member.class_noun)
                 kept_cond = None if kept is None else texts.cond(kept, latents, sizes)
@@ -194,6 +193,7 @@ def _examples(
                             prior_cond=kept_cond,
                             subject=subject,
                             variants=variants,
+                            empty=empty,
                         )
                     )
     return tuple(examples)

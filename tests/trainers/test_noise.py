@@ -166,6 +166,17 @@ def test_variants_are_all_seen_and_decided_by_the_seed() -> None:
     ]
 
 
+def test_a_dropped_caption_is_told_of_its_own_picture() -> None:
+    """Fails if a picture gets the empty caption made for another one's size, or one without its own gets none."""
+    data = examples(3)
+    told = [dataclasses.replace(one, empty=-10.0 - number) for number, one in enumerate(data.examples[:2])]
+    made = batches(TrainingSet((*told, data.examples[2]), -1.0), caption_dropout=1.0, batch_size=1)
+    of = {float(one.latents.sum()): empty for one, empty in zip(data.examples, (-10.0, -11.0, -1.0), strict=True)}
+    for number in range(6):
+        batch = made.draw(number, torch.Generator().manual_seed(number))
+        assert list(batch.conds) == [of[float(batch.latents.sum())]]
+
+
 @pytest.mark.parametrize("kind", ["eps", "v", "flow"])
 def test_a_run_with_everything_resumes_bit_for_bit(kind: str, toy: Any, data: Any, tmp_path: Path) -> None:
     """Fails if an option draws from what was drawn before the checkpoint."""

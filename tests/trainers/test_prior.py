@@ -71,6 +71,26 @@ def test_what_is_predicted_is_the_base(toy: Any, data: Any, tmp_path: Path) -> N
     assert 9.0 in denoiser.seen and 0.0 in {*denoiser.seen}  # the class caption, and the empty one now and then
 
 
+@pytest.mark.parametrize("drawn", [True, False], ids=["class pictures", "class captions"])
+def test_what_is_kept_under_the_empty_caption_is_told_of_its_own_size(data: Any, drawn: bool) -> None:
+    """Fails if a class picture, or a training picture under its class caption, gets another one's empty caption."""
+    of = {}
+
+    def told(examples: tuple[Example, ...], first: float) -> tuple[Example, ...]:
+        made = tuple(replace(one, prior_cond=9.0, empty=first - number) for number, one in enumerate(examples))
+        of.update({float(one.latents.sum()): one.empty for one in made})
+        return made
+
+    some = data(4)
+    some = replace(some, examples=told(some.examples, -10.0), prior=told(class_pictures(), -20.0) if drawn else ())
+    config = replace(RUN, prior_weight=1.0, caption_dropout=1.0, batch_size=1)
+    batches = PriorBatches(some, torch.ones(3), torch.device("cpu"), config)
+    shape = some.examples[0].latents.shape
+    found = [batches.draw(number, shape, generator(0, "prior", number)) for number in range(8)]
+    assert all(list(batch.conds) == [of[float(batch.latents.sum())]] for batch in found)
+    assert len({batch.conds[0] for batch in found}) > 1
+
+
 def test_adapters_can_be_switched_off(toy: Any) -> None:
     """Fails if switched off they still count, switched on again they do not, or gradients are lost on the way."""
     denoiser = toy()

@@ -23,11 +23,16 @@ def embedded(value: int) -> torch.Tensor:
     return torch.cat([angles.cos(), angles.sin()])
 
 
+@pytest.mark.parametrize("dropout", [0.0, 1.0], ids=["captions", "empty captions"])
 def test_sdxl_is_told_each_pictures_size_crop_and_bucket(
-    kit: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kit: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
 ) -> None:
-    """As the training node does it, from files: fails if one of the six numbers is missing or is another picture's."""
+    """As the training node does it, from files: fails if one of the six numbers is missing or is another picture's.
+
+    The empty caption stands for a picture, too, and what is kept of the class as well.
+    """
     from likeness.nodes.host import train_lora
+    from likeness.nodes.types import CLASS_PICTURES, Prior
 
     patcher = kit.build("sdxl")
     sizes = {"wide": (300, 100), "square": (80, 80), "tall": (96, 160)}  # (width, height)
@@ -47,15 +52,20 @@ def test_sdxl_is_told_each_pictures_size_crop_and_bucket(
 
     monkeypatch.setattr(network, "forward", noted)
     words = kit.Words()
-    train_lora(patcher, words, kit.Eye(4), pictures, TrainingConfig(steps=6, rank=2, alpha=2))
+    config = TrainingConfig(steps=6, rank=2, alpha=2, caption_dropout=dropout)
+    kept = Prior(CLASS_PICTURES, 1.0, (), 0, 0, 1, 1.0, "euler", "normal", pictures)
+    train_lora(patcher, words, kit.Eye(4), pictures, config, prior=kept)
     assert len({shape for shape, _ in seen}) == 3
     for shape, y in seen:
         (picture,) = (p for p in pictures.pictures if tuple(side // 8 for side in p.target_size) == shape)
-        pooled = words.encode_from_tokens_scheduled(words.tokenize(picture.caption))[0][1]["pooled_output"]
-        torch.testing.assert_close(y[0, :1280], pooled[0])
+        caption = "" if dropout else picture.caption
+        pooled = words.encode_from_tokens_scheduled(words.tokenize(caption))[0][1]["pooled_output"]
         numbers = (*picture.original_size, *picture.crop, *picture.target_size)
         expected = torch.cat([embedded(number) for number in numbers]).float()
-        torch.testing.assert_close(y[0, 1280:], expected, atol=1e-4, rtol=1e-4)
+        assert len(y) == 2
+        for one in y:  # the picture's, and the class picture's beside it
+            torch.testing.assert_close(one[:1280], pooled[0])
+            torch.testing.assert_close(one[1280:], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("family", "guidance"), [("flux", 1.0), ("flux2", 1.0), ("chroma", 0.0), ("sd3", None)])
