@@ -68,7 +68,7 @@ def to_deltas(tensors: Mapping[str, Tensor]) -> dict[str, LowRankDelta]:
     full difference), lacks a factor, or its factors do not fit together.
     """
     out: dict[str, LowRankDelta] = {}
-    for base, parts in _group(tensors)[0].items():
+    for base, parts in group(tensors)[0].items():
         layer = layer_name(base)
         strange = sorted(set(parts) - {suffixes.UP, suffixes.DOWN, suffixes.MID, suffixes.ALPHA})
         if strange:
@@ -100,7 +100,7 @@ def canonicalise(
     """
     if cloneofsimo.is_cloneofsimo(tensors):
         tensors = cloneofsimo.to_diffusers(tensors)
-    groups, unmatched = _group(tensors)
+    groups, unmatched = group(tensors)
     keys = _keys(tensors)
     widths = {b: int(parts[suffixes.DOWN].shape[1]) for b, parts in groups.items() if _is_matrix(parts)}
     resolver = Resolver(groups, layers, res_blocks, widths)
@@ -138,7 +138,7 @@ def rename(tensors: Mapping[str, Tensor], scheme: str, res_blocks: Sequence[int]
     """
     if scheme not in SCHEMES:
         raise ValueError(f"unknown naming scheme {scheme!r}; expected one of {', '.join(SCHEMES)}")
-    groups, others = _group(tensors)
+    groups, others = group(tensors)
     if others:
         raise ValueError(f"the key {others[0]} is no part of a LoRA: {len(others)} keys of {len(tensors)} are not")
     named = {layer_name(base): parts for base, parts in groups.items()}
@@ -158,7 +158,7 @@ def rename(tensors: Mapping[str, Tensor], scheme: str, res_blocks: Sequence[int]
 def check_fit(tensors: Mapping[str, Tensor], layers: Layers) -> None:
     """Raise ValueError naming the first layer whose change has another size than the MODEL's weight."""
     wrong = []
-    groups = _group(tensors)[0]
+    groups = group(tensors)[0]
     for base, parts in groups.items():
         layer = layer_name(base)
         shape = layers.get(layer)
@@ -185,7 +185,7 @@ def _size(shape: Sequence[int]) -> str:
     return "×".join(str(n) for n in shape)
 
 
-def _group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+def group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
     """base -> suffix -> tensor, and the keys that are no part of a LoRA."""
     groups: dict[str, dict[str, Tensor]] = {}
     others: list[str] = []

@@ -23,6 +23,8 @@ from .files import sorted_tensors, tensor_bytes
 
 RES_BLOCKS = "likeness.res_blocks"
 CONFIG = "likeness.config"
+RESIZED = "likeness.resized"
+"""A JSON list: how the LoRA was cut to smaller ranks, each time."""
 _PARTS = ("unet", "transformer", "text_encoder_2", "text_encoder")
 _IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 

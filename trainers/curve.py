@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from ..lora.canvas import canvas
 
 
 def smoothed(losses: Sequence[float], window: int) -> np.ndarray:
@@ -25,7 +26,7 @@ def loss_curve(losses: Sequence[float], width: int = 768, height: int = 448, tit
     Returns:
         (1, height, width, 3) float32 in [0, 1], an IMAGE of the host.
     """
-    figure, image = _canvas(width, height)
+    figure, image = canvas(width, height)
     _draw_losses(figure.add_subplot(), losses, title)
     return image()
 
@@ -42,7 +43,7 @@ def training_curves(
     Returns:
         (1, height, width, 3) float32 in [0, 1], an IMAGE of the host.
     """
-    figure, image = _canvas(width, height)
+    figure, image = canvas(width, height)
     grid = figure.add_gridspec(3, 2, width_ratios=(3, 2))
     _draw_losses(figure.add_subplot(grid[:2, 0]), losses, "Training loss")
 
@@ -96,23 +97,6 @@ def training_curves(
 def _window(count: int) -> int:
     """Values in a moving mean of so many."""
     return max(1, min(50, count // 8))
-
-
-def _canvas(width: int, height: int) -> tuple[Any, Callable[[], Tensor]]:
-    """(an empty figure, a function that turns it into an IMAGE)."""
-    # The object interface and no pyplot: pyplot keeps every figure in a global and picks a GUI backend.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-
-    def image() -> Tensor:
-        canvas.draw()  # type: ignore[no-untyped-call]
-        pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
-        return torch.from_numpy(pixels.astype(np.float32) / 255)[None]
-
-    return figure, image
 
 
 def _draw_losses(axes: Any, losses: Sequence[float], title: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..lora.canvas import canvas
 from .batches import Batches
 from .config import TrainingConfig
 from .dataset import TrainingSet
@@ -191,11 +192,7 @@ def sweep_plot(sweep: RateSweep, width: int = 768, height: int = 448) -> Tensor:
     Returns:
         (1, height, width, 3) float32 in [0, 1], an IMAGE of the host.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure, image = canvas(width, height)
     axes = figure.add_subplot()
     axes.plot(sweep.rates, sweep.losses, color="#9db8d9", linewidth=0.8, label="each step")
     axes.plot(sweep.rates, sweep.smoothed, color="#1f4e8c", linewidth=2, label="smoothed")
@@ -208,9 +205,7 @@ def sweep_plot(sweep: RateSweep, width: int = 768, height: int = 448) -> Tensor:
     axes.set_ylabel("loss on the same noise")
     axes.legend(loc="upper left", frameon=False)
     axes.grid(alpha=0.25)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
-    return torch.from_numpy(pixels.astype(np.float32) / 255)[None]
+    return image()
 
 
 __all__ = ["RateSweep", "TrainingCancelled", "find_rate", "suggested_rate", "sweep_plot", "sweep_table"]

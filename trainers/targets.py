@@ -7,26 +7,15 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from ..lora.roles import ATTENTION, FEED_FORWARD
 from .config import TEXT_ENCODERS
 
 PREFIX = "diffusion_model."
 """A layer's canonical name is this and its path in the Denoiser's module; text encoders have prefixes of their own."""
 
-# A path segment with "attn" or "attention" in it: attn1 (SD), img_attn (Flux), self_attn (Wan, CLIP), attention
-# (Lumina), SelfAttention (T5)…
-# "attentions" is diffusers' name of a whole transformer, feed-forward and all. Flux's linear1 makes q, k and v too.
-_ATTENTION = re.compile(r"(?:^|\.)\w*(?:attn|[Aa]ttention)(?!s)\w*(?:\.|$)|\bsingle_blocks\.\d+\.linear1$")
-
-# ff (SD), mlp (SD3, CLIP), img_mlp (Flux), ffn (Wan), feed_forward (Lumina), DenseReluDense (T5); inside a numbered
-# block, for embedders have an mlp too. Flux's linear2 is the attention's output and the feed-forward's in one.
-_FEED_FORWARD = re.compile(
-    r"\.\d+\.(?:.*\.)?(?:\w*_)?(?:ff|ffn|mlp|feed_forward|DenseReluDense)(?:_\w+|[A-Z])?\d*(?:\.|$)"
-    r"|\bsingle_blocks\.\d+\.linear[12]$"
-)
-
 PRESETS: dict[str, Callable[[str], bool]] = {
-    "attention": lambda name: bool(_ATTENTION.search(name)),
-    "attention+feed-forward": lambda name: bool(_ATTENTION.search(name) or _FEED_FORWARD.search(name)),
+    "attention": lambda name: bool(ATTENTION.search(name)),
+    "attention+feed-forward": lambda name: bool(ATTENTION.search(name) or FEED_FORWARD.search(name)),
     "all": lambda name: True,
 }
 
