@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from likeness.devtools.workflow import find, set_inputs, to_api
+from likeness.experiments.workflow import find, set_inputs, to_api
 
 INFO = {
     "Load": {

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from likeness.devtools.websocket import SocketClosed, WebSocket
+from likeness.experiments.websocket import SocketClosed, WebSocket
 
 
 def frame(opcode: int, payload: bytes, final: bool = True) -> bytes:
