@@ -130,15 +130,17 @@ def _loha(parts: Mapping[str, Tensor], alpha: float | None) -> Svd:
 
 def _lokr(parts: Mapping[str, Tensor], alpha: float | None) -> Svd:
     """scale · (W₁ ⊗ W₂), each whole or a product."""
-    rank, factors = None, []
-    for name in ("lokr_w1", "lokr_w2"):
-        if name in parts:
-            factors.append(matrix(parts[name]))
-        else:
-            up, down = _product(parts, f"{name}_a", f"{name}_b", "lokr_t2" if name == "lokr_w2" else "")
-            factors.append(up @ down)
-            rank = int(parts[f"{name}_b"].shape[0])  # the host divides alpha by the last one's
-    return svd.of_kronecker(*factors, 1.0 if alpha is None or rank is None else alpha / rank)
+    one, other = _whole(parts, "lokr_w1", ""), _whole(parts, "lokr_w2", "lokr_t2")
+    # alpha counts where there is a product, and the host divides it by the second's rank where both are
+    rank = next((parts[b].shape[0] for b in ("lokr_w2_b", "lokr_w1_b") if b in parts), None)
+    return svd.of_kronecker(one, other, 1.0 if alpha is None or rank is None else alpha / rank)
+
+
+def _whole(parts: Mapping[str, Tensor], name: str, core: str) -> Tensor:
+    if name in parts:
+        return matrix(parts[name])
+    up, down = _product(parts, f"{name}_a", f"{name}_b", core)
+    return up @ down
 
 
 def _product(parts: Mapping[str, Tensor], a: str, b: str, core: str) -> tuple[Tensor, Tensor]:
@@ -146,11 +148,11 @@ def _product(parts: Mapping[str, Tensor], a: str, b: str, core: str) -> tuple[Te
     kernel: W[p,r,…] = Σ core[i,j,…] a[i,p] b[j,r]."""
     if core not in parts:
         return matrix(parts[a]), matrix(parts[b])
-    middle = matrix(parts[core]).unflatten(1, (parts[core].shape[1], -1))
+    middle = matrix(parts[core]).reshape(*parts[core].shape[:2], -1)
     return matrix(parts[a]).T, torch.einsum("ijx,jr->irx", middle, matrix(parts[b])).flatten(1)
 
 
 def as_kernel(down: Tensor, kernel: tuple[int, ...]) -> Tensor:
     """(r, in · kh · kw) as (r, in, kh, kw); as it is where there is no kernel, or its size does not fit."""
     size = math.prod(kernel)
-    return down.unflatten(1, (-1, *kernel)) if kernel and down.shape[1] % size == 0 else down
+    return down.reshape(len(down), -1, *kernel) if kernel and down.shape[1] % size == 0 else down
