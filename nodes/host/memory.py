@@ -26,6 +26,9 @@ RECOMPUTED = 6.0
 BYTES_A_PARAMETER = 16
 """fp32 adapter, its gradient, and AdamW's two moments."""
 
+ALL = 1e30
+"""More bytes than there are: what the host asks for to unload everything."""
+
 OutOfMemory: type[BaseException] = comfy.model_management.OOM_EXCEPTION
 
 
@@ -44,6 +47,23 @@ def training_memory(patcher: comfy.model_patcher.ModelPatcher, config: TrainingC
         shape: Any = layers[name].weight.shape
         adapter += config.rank * (shape[0] + shape[1:].numel())
     return int(forward * (RECOMPUTED if config.gradient_checkpointing else KEPT) + adapter * BYTES_A_PARAMETER)
+
+
+def leave_device(*finished: Any) -> None:
+    """Move models (CLIP, VAE) that have done their work off the device; the host brings them back when they are used.
+
+    It would make room by itself, but only for what it thinks a step takes. On a CPU there is nowhere to go.
+    """
+    management = comfy.model_management
+    patchers = [each.patcher for each in finished if hasattr(each, "patcher")]  # other packs' may have none
+    patchers = [patcher for patcher in patchers if not management.is_device_cpu(patcher.load_device)]
+    kept = [
+        loaded
+        for loaded in management.current_loaded_models
+        if not any(patcher.is_clone(loaded.model) for patcher in patchers)
+    ]
+    for device in {patcher.load_device for patcher in patchers}:
+        management.free_memory(ALL, device, keep_loaded=kept)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

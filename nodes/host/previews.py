@@ -21,6 +21,7 @@ from torch import Tensor
 from ...lora.atomic import write_whole
 from ..types import Samples
 from .latents import zero_latents
+from .memory import leave_device
 from .text import Texts
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Previewer:
                 log.warning("Likeness: too little memory to decode sample pictures beside training; showing latents.")
                 return _latent_colours(self.patcher, latents)
         pixels: Tensor = self.vae.decode(latents)
+        leave_device(self.vae)
         return pixels.reshape(-1, *pixels.shape[-3:])  # a video VAE gives frames
 
 

@@ -15,7 +15,7 @@ from ...trainers.loop import Callbacks, TrainingCancelled
 from ...trainers.rate_finder import RateSweep, find_rate
 from .denoiser import HostDenoiser, parameterisation
 from .interrupt import Interrupt, InterruptProcessingException
-from .memory import advice, is_out_of_memory, training_memory
+from .memory import advice, is_out_of_memory, leave_device, training_memory
 from .progress import Reporter
 from .session import COMPUTE_DTYPES, encode
 from .text import texts_of
@@ -55,6 +55,7 @@ def find_learning_rate(
         reporter.text(f"encoding {len(pictures.pictures)} pictures and captions")
         data = encode(patcher, clip, texts, vae, pictures, config.seed)
         texts.keep(())
+        leave_device(vae, clip)
         largest = max((example.latents for example in data.examples), key=Tensor.numel).unsqueeze(0)
         comfy.model_management.load_models_gpu([patcher], training_memory(patcher, config, largest))
         with ordinary_tensors(), autograd_weights(patcher.model):

@@ -29,7 +29,7 @@ from .folders import new_run_folder, resumed_run, safe_name
 from .interrupt import Interrupt, InterruptProcessingException
 from .latents import encode_picture, latent_mask
 from .live import Live
-from .memory import PeakMemory, advice, estimated, is_out_of_memory, training_memory
+from .memory import PeakMemory, advice, estimated, is_out_of_memory, leave_device, training_memory
 from .metadata import describe
 from .previews import Previewer, prepare, save_grid
 from .prior import drawn_pictures
@@ -96,6 +96,7 @@ def train_lora(
             data = replace(data, prior=_prior(patcher, clip, texts, vae, prior, pictures, config, reporter))
         texts.keep(())
         previewer = prepare(_of_each(samples, pictures), texts, patcher, vae) if samples else None
+        leave_device(vae, *(() if texts.patchers else (clip,)))
         largest = max((example.latents for example in data.examples), key=Tensor.numel).unsqueeze(0)
         reporter.text("loading the model")
         comfy.model_management.load_models_gpu([patcher, *texts.patchers], training_memory(patcher, config, largest))

@@ -30,11 +30,12 @@ def load(checkpoint: Path, **options: Any) -> Any:
         return comfy.sd.load_checkpoint_guess_config(str(checkpoint), **arguments)[:3]
 
 
-def train(loaded: Any, pictures: PictureSet, **options: Any) -> Any:
+def train(loaded: Any, pictures: PictureSet, samples: Any = None, **options: Any) -> Any:
     from likeness.nodes.host import train_lora
 
+    config = TrainingConfig(steps=2, rank=2, alpha=2, learning_rate=1e-3, **options)
     with torch.inference_mode():  # as the host runs nodes
-        return train_lora(*loaded, pictures, TrainingConfig(steps=2, rank=2, alpha=2, learning_rate=1e-3, **options))
+        return train_lora(*loaded, pictures, config, samples=samples)
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +125,78 @@ def test_estimate_against_what_a_pass_keeps(comfy: SimpleNamespace, tiny_checkpo
             denoiser.denoise(torch.randn(2, 4, 16, 16), torch.ones(2), [cond, cond])
         measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     assert estimate.activations(config) == pytest.approx(measured, rel=0.1)
+
+
+@pytest.fixture()
+def loaded_now(comfy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
+    """What the host has on the device at each training pass, the CPU passed off as a device that is worth leaving.
+
+    The host moves nothing then, but keeps the same accounts. That memory is really given back needs a GPU.
+    """
+    import comfy.ldm.modules.diffusionmodules.openaimodel as network
+    import comfy.model_management
+
+    seen: list[list[str]] = []
+    original = network.UNetModel.forward
+
+    def noted(self: Any, x: Tensor, *arguments: Any, **named: Any) -> Any:
+        if torch.is_grad_enabled() and type(x) is Tensor:
+            seen.append(sorted(type(each.model).__name__ for each in comfy.model_management.loaded_models()))
+        return original(self, x, *arguments, **named)
+
+    monkeypatch.setattr(network.UNetModel, "forward", noted)
+    monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: False)
+    others = list(comfy.model_management.current_loaded_models)
+    comfy.model_management.current_loaded_models.clear()
+    yield seen
+    comfy.model_management.current_loaded_models[:] = others
+
+
+def test_vae_and_text_encoder_leave_the_device(
+    plain: Any, loaded_now: list[list[str]], tiny_checkpoint: Path, pictures: PictureSet
+) -> None:
+    """Fails if one of them is on the device while training, also after a sample wanted the VAE; or a bit changes."""
+    from likeness.nodes.types import Samples
+
+    loaded = load(tiny_checkpoint)
+    samples = Samples(("a sks",), "", 1, 1, 1, 2.0, "euler", "normal", 64, 64)
+    trained = train(loaded, pictures, samples=samples, sample_every=1)
+    assert len(list((trained.folder / "samples").iterdir())) == 2
+    assert loaded_now == [["BaseModel"]] * 2
+    assert all(torch.equal(trained.lora[name], tensor) for name, tensor in plain.lora.items())
+
+
+def test_a_text_encoder_that_learns_stays(
+    loaded_now: list[list[str]], tiny_checkpoint: Path, pictures: PictureSet
+) -> None:
+    """Fails if what is trained is sent away, or the VAE stays with it."""
+    train(load(tiny_checkpoint), pictures, text_encoder_learning_rate=1e-3)
+    assert loaded_now == [["BaseModel", "SD1ClipModel"]] * 2
+
+
+def test_only_what_is_named_leaves(comfy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if another's model is unloaded, a clone is not known again, or what lives on the CPU is touched.
+
+    Three models that the host takes to be on another device; nothing is moved there.
+    """
+    import weakref
+
+    import comfy.model_management as management
+    from comfy.model_patcher import ModelPatcher
+
+    from likeness.nodes.host.memory import leave_device
+
+    cpu, elsewhere = torch.device("cpu"), torch.device("meta")
+    nets = [nn.Linear(2, 2) for _ in range(4)]
+    patchers = [ModelPatcher(net, place, cpu) for net, place in zip(nets, (elsewhere,) * 3 + (cpu,), strict=True)]
+    accounts = []
+    for patcher in patchers:
+        account = management.LoadedModel(patcher)
+        account.real_model = weakref.ref(patcher.model)
+        account.model_finalizer = weakref.finalize(patcher.model, lambda: None)
+        accounts.append(account)
+    monkeypatch.setattr(management, "current_loaded_models", accounts)
+    monkeypatch.setattr(management, "get_free_memory", lambda *_, **__: (0, 0) if __ else 0)
+    vae, clip, on_cpu = (SimpleNamespace(patcher=each) for each in (patchers[0].clone(), patchers[1], patchers[3]))
+    leave_device(vae, clip, on_cpu, SimpleNamespace())  # the last as another pack may bring it
+    assert management.loaded_models() == [patchers[2], patchers[3]]
