@@ -22,10 +22,10 @@ def _node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
-def base_graph() -> Graph:
-    """The small model, loaded as anybody loads a checkpoint."""
+def base_graph(checkpoint: str = "tiny-unet.safetensors") -> Graph:
+    """A small model, loaded as anybody loads a checkpoint."""
     return {
-        "model": _node("CheckpointLoaderSimple", ckpt_name="tiny-unet.safetensors"),
+        "model": _node("CheckpointLoaderSimple", ckpt_name=checkpoint),
         "empty": _node("CLIPTextEncode", clip=["model", 1], text=""),
     }
 
@@ -61,7 +61,7 @@ def pictures_of(client: Any, run: Any, name: str) -> Tensor:
 class Studio:
     """The graph's parts, for tests that ask for pictures."""
 
-    base_graph: Callable[[], Graph] = base_graph
+    base_graph: Callable[..., Graph] = base_graph
     ask: Callable[..., None] = ask
     pictures_of: Callable[..., Tensor] = pictures_of
     node: Callable[..., dict[str, Any]] = _node
@@ -70,6 +70,13 @@ class Studio:
 @pytest.fixture(scope="session")
 def studio() -> Studio:
     return Studio()
+
+
+@pytest.fixture(scope="module", params=["tiny-unet", "tiny-mmdit"])
+def checkpoint(request: pytest.FixtureRequest, base: Path) -> str:
+    """Each small model's file in the server's folder: noise prediction first, then flow."""
+    name: str = request.param
+    return f"{name}.safetensors" if name == "tiny-unet" else request.getfixturevalue("tiny_mmdit")
 
 
 @pytest.fixture(scope="session")

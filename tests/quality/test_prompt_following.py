@@ -1,4 +1,4 @@
-"""Does tiny-unet follow its prompts? KSampler draws, a judge of real pictures names."""
+"""Do the small models follow their prompts? KSampler draws, a judge of real pictures names."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def test_judge_knows_real_pictures(judge: Any, real_pictures: dict[tuple[str, st
 
 
 @pytest.fixture(scope="module")
-def named(judge: Any, server: Any, studio: Any, figures: dict[str, Any]) -> tuple[float, float]:
+def named(judge: Any, server: Any, studio: Any, checkpoint: str, figures: dict[str, Any]) -> tuple[float, float]:
     """Shares named right (subject of 50, style of 6): 50 subjects × 2 of 6 styles in turn, one seed each, KSampler."""
     client, split = Client(server.address), load_split()
     asked, count = asked_subjects(split), len(split.pretrain_styles)
     pairs = [(i, (i + k) % count) for i in range(len(asked)) for k in (0, 3)]
-    graph = studio.base_graph()
+    graph = studio.base_graph(checkpoint)
     for i, j in pairs:
         prompt = caption(words(asked[i]), split.pretrain_styles[j], None)
         studio.ask(graph, f"{i} {j}", ["model", 0], prompt, seed=1000 + i)
@@ -39,7 +39,7 @@ def named(judge: Any, server: Any, studio: Any, figures: dict[str, Any]) -> tupl
     drawn = torch.cat([studio.pictures_of(client, run, f"{i} {j}") for i, j in pairs])
     subjects, styles = torch.tensor(pairs).unbind(1)
     right = accuracy(judge, drawn, subjects, styles)
-    figures["subject and style named right"] = right
+    figures[f"subject and style named right, {checkpoint}"] = right
     return right
 
 
