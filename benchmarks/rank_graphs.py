@@ -1,0 +1,239 @@
+"""The graphs of compare_ranks.py, one sweep a family of methods, and how their pictures are scored."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from likeness.experiments.graph import find_node
+from likeness.experiments.scoring import Finished
+from likeness.experiments.sweep import Sweep, from_mapping
+from likeness.metrics.features import Features, efficientnet_lite0
+from likeness.metrics.similarity import compare, cosine_similarities
+from likeness.tinyworld.classifier import PictureClassifier, load_judge
+from likeness.tinyworld.dataset import caption
+from likeness.tinyworld.split import load_split
+from likeness.tinyworld.truth import TRIGGER, reference_styles, true_picture
+
+# random.Random(4).sample of the held-out subjects, without the demo's
+SUBJECTS = (
+    *("dolphin", "framed-picture", "battery", "peach", "radio", "canoe"),
+    *("bathtub", "bat", "backpack", "steaming-bowl", "egg", "baseball"),
+)
+PICTURES = 2  # a prompt
+SCORING = "fidelity, truth, prompt 1"  # another number when `score` changes
+TRAIN, ADAPTIVE, RESIZE = "LikenessTrainLoRA", "LikenessTrainAdaptiveLoRA", "LikenessResizeLoRA"
+SAVED = "likeness/ranks/{method} {subject} {seed}"
+
+Graph = dict[str, Any]
+
+
+def sweeps(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str]) -> dict[str, Sweep]:
+    """family -> its sweep; families whose node the host has not are left out, with a word."""
+    largest = max(args.ranks)
+    found = {"fixed": _sweep(training(info, args, TRAIN), ranked("rank", args.ranks), subjects, args)}
+    resized = resizing(info)
+    smaller = [rank for rank in args.resized if rank < largest]
+    families = {
+        "adaptive": (training(info, args, ADAPTIVE, **json.loads(args.adaptive)), targeted(args.targets)),
+        "adalora": (adalora(info, args), budgeted(args.adalora)),
+        "resized": (resized, cut(smaller, largest)),
+    }
+    for family, (graph, methods) in families.items():
+        if graph is None:
+            print(f"== {family}: this checkout has no node for it, left out", flush=True)
+        elif methods:
+            found[family] = _sweep(graph, methods, subjects, args)
+    return found
+
+
+def ranked(word: str, ranks: Sequence[int]) -> list[Any]:
+    return [{"label": f"{word} {r}", "set": {"train.rank": r, "train.alpha": float(r)}} for r in ranks]
+
+
+def targeted(ranks: Sequence[int]) -> list[Any]:
+    return [{"label": f"adaptive {r}", "set": {"train.target_rank": r}} for r in ranks]
+
+
+def budgeted(ranks: Sequence[int]) -> list[Any]:
+    """AdaLoRA begins with one and a half times the rank that it keeps on average, as its paper does."""
+    more = {r: -(-3 * r // 2) for r in ranks}
+    return [
+        {"label": f"adalora {r}", "set": {"train.rank": n, "train.alpha": float(n), "options.target_rank": r}}
+        for r, n in more.items()
+    ]
+
+
+def cut(ranks: Sequence[int], largest: int) -> list[Any]:
+    loaded = f"{SAVED.replace('{method}', f'rank {largest}')}.safetensors"
+    return [{"label": f"{largest} cut to {r}", "set": {"resize.rank": r, "load.lora_name": loaded}} for r in ranks]
+
+
+def node(info: Mapping[str, Any], kind: str, **inputs: Any) -> dict[str, Any]:
+    """A node with the schema's defaults for the widgets that are not given."""
+    schema = info[kind]["input"]
+    for name, spec in {**(schema.get("required") or {}), **(schema.get("optional") or {})}.items():
+        options = spec[1] if len(spec) > 1 else {}
+        choices = spec[0] if isinstance(spec[0], list) else options.get("options") or []
+        if name not in inputs and ("default" in options or choices):
+            inputs[name] = options.get("default", choices[0] if choices else None)
+    return {"class_type": kind, "inputs": inputs}
+
+
+def training(
+    info: Mapping[str, Any], args: Namespace, kind: str, more: Mapping[str, Any] | None = None
+) -> Graph | None:
+    """Train by a node with LikenessTrainLoRA's sockets, save, draw. None where the host has no such node."""
+    if kind not in info:
+        return None
+    graph = _start(info)
+    graph["data"] = node(
+        info,
+        "LikenessDataset",
+        folder="",
+        trigger=TRIGGER,
+        class_noun="",
+        caption_template="a picture of a {trigger}",
+        resolution=64,
+        repeats=1,
+        flip=False,
+    )
+    wires = {"model": ["model", 0], "clip": ["model", 1], "vae": ["model", 2], "dataset": ["data", 0]}
+    shown = {"steps": args.steps, "learning_rate": args.learning_rate, "batch_size": args.batch, "seed": 0}
+    if kind == ADAPTIVE:
+        shown["target_rank"] = 0  # the sweep's
+    graph["train"] = node(info, kind, **{**wires, **shown, **more})
+    if args.prior:
+        graph["keep"] = node(info, "LikenessPriorPreservation", mode="prior prediction", weight=args.prior, prompts="")
+        graph["train"]["inputs"]["prior"] = ["keep", 0]
+    for index, output in enumerate(info[kind]["output_name"]):
+        if output in ("table", "report"):
+            graph[output] = {"class_type": "PreviewAny", "inputs": {"source": ["train", index]}}
+    _save_and_draw(info, graph, ["train", info[kind]["output_name"].index("lora")], ["train", 0])
+    return graph
+
+
+def adalora(info: Mapping[str, Any], args: Namespace) -> Graph | None:
+    """The usual trainer with AdaLoRA for its algorithm. None where Adapter Options has no such algorithm."""
+    spec = info["LikenessAdapterOptions"]["input"]["required"]["algorithm"]
+    if "adalora" not in (spec[0] if isinstance(spec[0], list) else spec[1]["options"]):
+        return None
+    graph = training(info, args, TRAIN)
+    assert graph is not None
+    graph["options"] = node(info, "LikenessAdapterOptions", algorithm="adalora")
+    graph["train"]["inputs"]["options"] = ["options", 0]
+    return graph
+
+
+def resizing(info: Mapping[str, Any]) -> Graph | None:
+    """Cut a saved LoRA to a rank, save, draw; nothing is trained. None where the host has no such node."""
+    if RESIZE not in info:
+        return None
+    graph = _start(info)
+    graph["load"] = node(info, "LikenessLoadLoRA", lora_name="")
+    graph["resize"] = node(info, RESIZE, lora=["load", 0], rank=1)
+    resized = ["resize", info[RESIZE]["output"].index("LORA_MODEL")]
+    graph["apply"] = node(info, "LoraModelLoader", model=["model", 0], lora=resized, strength_model=1.0)
+    _save_and_draw(info, graph, resized, ["apply", 0])
+    return graph
+
+
+def sized(sweep: Sweep) -> list[str]:
+    return [find_node(sweep.graph, "save")]
+
+
+def prompts() -> list[tuple[str, str]]:
+    """(style, prompt): the subject in each style of pretraining, one of which no reference shows."""
+    return [(style, caption(TRIGGER, style, None, k % 3)) for k, style in enumerate(load_split().pretrain_styles)]
+
+
+def score(finished: Finished) -> dict[str, float]:
+    """What compare_ranks.py says it scores, of a run's pictures."""
+    subject, features = str(finished.values["subject"]), _features()
+    drawn = [finished.pictures(f"draw {style}") for style, _ in prompts()]
+    together = torch.cat(drawn)
+    shown = torch.tensor([i for i, part in enumerate(drawn) for _ in part])
+    with torch.no_grad():
+        named = _judge()(together)[1].argmax(1)
+    truths = features(torch.stack([_true(subject, style) for style, _ in prompts()]))
+    seen = features(together)
+    references = torch.stack([_true(subject, style) for style in reference_styles()])
+    return {
+        "fidelity": compare(together, references, features).mean,
+        "truth": float(cosine_similarities(seen, truths).cosines[torch.arange(len(shown)), shown].mean()),
+        "prompt": float((named == shown).float().mean()),
+        "megabytes": finished.size("save") / 1e6,
+    }
+
+
+def _start(info: Mapping[str, Any]) -> Graph:
+    return {
+        "model": node(info, "CheckpointLoaderSimple", ckpt_name="tiny-unet.safetensors"),
+        "empty": node(info, "CLIPTextEncode", clip=["model", 1], text=""),
+    }
+
+
+def _save_and_draw(info: Mapping[str, Any], graph: Graph, lora: list[Any], model: list[Any]) -> None:
+    graph["save"] = node(info, "LikenessSaveLoRA", lora=lora, filename=SAVED, naming="kohya", dtype="fp16")
+    graph["latent"] = node(info, "EmptyLatentImage", width=64, height=64, batch_size=PICTURES)
+    for k, (style, prompt) in enumerate(prompts()):
+        graph[f"text {style}"] = node(info, "CLIPTextEncode", clip=["model", 1], text=prompt)
+        graph[f"sample {style}"] = node(
+            info,
+            "KSampler",
+            model=model,
+            seed=50 + k,
+            steps=20,
+            cfg=3.0,
+            sampler_name="euler",
+            scheduler="normal",
+            positive=[f"text {style}", 0],
+            negative=["empty", 0],
+            latent_image=["latent", 0],
+            denoise=1.0,
+        )
+        graph[f"decode {style}"] = node(info, "VAEDecode", samples=[f"sample {style}", 0], vae=["model", 2])
+        graph[f"draw {style}"] = node(info, "PreviewImage", images=[f"decode {style}", 0])
+
+
+def _sweep(graph: Graph | None, methods: Sequence[Any], subjects: Sequence[str], args: Namespace) -> Sweep:
+    assert graph is not None
+    trains = "train" in graph
+    about_subject = [
+        {"label": subject, "set": {"data.folder": f"ranks_{subject}"} if trains else {}} for subject in subjects
+    ]
+    seeds = [{"label": seed, "set": {"train.seed": seed} if trains else {}} for seed in range(1, args.seeds + 1)]
+    return from_mapping(
+        {
+            "name": "ranks",
+            "graph": graph,
+            "set": {"save.filename": SAVED},
+            "axes": {
+                "method": {"values": list(methods)},
+                "subject": {"values": about_subject},
+                "seed": {"values": seeds},
+            },
+            "replicates": ["subject", "seed"],
+        }
+    )
+
+
+def _true(subject: str, style: str) -> Tensor:
+    """(3, 64, 64) in [0, 1]."""
+    return torch.from_numpy(true_picture(subject, style)).permute(2, 0, 1)
+
+
+@cache
+def _features() -> Features:
+    return efficientnet_lite0()
+
+
+@cache
+def _judge() -> PictureClassifier:
+    return load_judge(load_split())
