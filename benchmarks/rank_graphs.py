@@ -86,9 +86,7 @@ def node(info: Mapping[str, Any], kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
-def training(
-    info: Mapping[str, Any], args: Namespace, kind: str, more: Mapping[str, Any] | None = None
-) -> Graph | None:
+def training(info: Mapping[str, Any], args: Namespace, kind: str, **more: Any) -> Graph | None:
     """Train by a node with LikenessTrainLoRA's sockets, save, draw. None where the host has no such node."""
     if kind not in info:
         return None
@@ -121,8 +119,10 @@ def training(
 
 def adalora(info: Mapping[str, Any], args: Namespace) -> Graph | None:
     """The usual trainer with AdaLoRA for its algorithm. None where Adapter Options has no such algorithm."""
-    spec = info["LikenessAdapterOptions"]["input"]["required"]["algorithm"]
-    if "adalora" not in (spec[0] if isinstance(spec[0], list) else spec[1]["options"]):
+    schema = info["LikenessAdapterOptions"]["input"]
+    offered = {**(schema.get("required") or {}), **(schema.get("optional") or {})}
+    spec = offered["algorithm"]
+    if "target_rank" not in offered or "adalora" not in (spec[0] if isinstance(spec[0], list) else spec[1]["options"]):
         return None
     graph = training(info, args, TRAIN)
     assert graph is not None
