@@ -255,3 +255,42 @@ def peft_alphas(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> d
             rslora = config.get(f"{part}.use_rslora", config.get("use_rslora"))
             out[base] = float(alpha) * (math.sqrt(tensor.shape[0]) if rslora else 1.0)
     return out
+
+
+def metadata_summary(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What a user asks of a file first, by a name that says it; what the file does not say is left out.
+
+    Of the captions, the eight most frequent parts, which are the trigger words where nothing else says them.
+    """
+    wanted = {
+        "title": ("modelspec.title", "ss_output_name"),
+        "trigger": ("likeness.trigger", "modelspec.trigger_phrase"),
+        "usage": ("modelspec.usage_hint",),
+        "architecture": ("modelspec.architecture",),
+        "base model": ("ss_sd_model_name", "ss_base_model_version"),
+        "base model version": ("ss_base_model_version",),
+        "network": ("ss_network_module",),
+        "rank": ("ss_network_dim",),
+        "alpha": ("ss_network_alpha",),
+        "steps": ("ss_steps", "ss_max_train_steps"),
+        "resolution": ("modelspec.resolution", "ss_resolution"),
+        "learning rate": ("ss_learning_rate", "ss_unet_lr"),
+        "date": ("modelspec.date",),
+        "author": ("modelspec.author",),
+        "license": ("modelspec.license",),
+        "comment": ("ss_training_comment",),
+    }
+    out = {}
+    for name, keys in wanted.items():
+        if value := next((v for key in keys if (v := metadata.get(key, "").strip()) not in ("", "None")), None):
+            out[name] = value
+    try:
+        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
+        counts: Counter[str] = Counter()
+        for tags in folders.values():
+            counts.update({str(tag).strip(): int(number) for tag, number in tags.items()})
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+        counts = Counter()
+    if counts:
+        out["captions"] = ", ".join(f"{tag} ({number})" for tag, number in counts.most_common(8))
+    return out
