@@ -68,7 +68,9 @@ def _draw_ranks(axes: Any, layers: Sequence[InspectedLayer], title: str, *, firs
     axes.set_title(title, fontsize=11)
     step = -(-len(names) // 16)
     axes.set_xticks(at[::step], [_short(name) for name in names[::step]], rotation=60, ha="right", fontsize=8)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.tick_params(axis="y", labelsize=8)
+    axes.margins(y=0.2)  # room for the legend
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
     if first:
@@ -77,16 +79,17 @@ def _draw_ranks(axes: Any, layers: Sequence[InspectedLayer], title: str, *, firs
 
 
 def _draw_spectra(axes: Any, layers: Sequence[InspectedLayer], columns: int, pixels: float) -> Any:
-    """Heat map: rows are layers, columns singular values."""
-    shares = np.full((len(layers), columns), _FLOOR)
+    """Heat map: rows are layers, columns singular values; grey where a layer has no more of them."""
+    import matplotlib
+
+    shares = np.full((len(layers), columns), np.nan)
     for row, layer in enumerate(layers):
         values = np.asarray(layer.values[:columns])
         if len(values):
             shares[row, : len(values)] = np.maximum(np.log10(values / values[0]), _FLOOR)
-    shown = axes.imshow(
-        shares, aspect="auto", cmap="magma", vmin=_FLOOR, vmax=0, interpolation="nearest",
-        extent=(0.5, columns + 0.5, len(layers), 0),
-    )  # fmt: skip
+    colors = matplotlib.colormaps["magma"].with_extremes(bad="#e9e9ee")
+    place = (0.5, columns + 0.5, len(layers), 0)
+    shown = axes.imshow(shares, extent=place, aspect="auto", cmap=colors, vmin=_FLOOR, vmax=0, interpolation="nearest")
     starts = [row for row, layer in enumerate(layers) if row == 0 or layer.block != layers[row - 1].block]
     far, last = len(layers) * 12 / pixels, -np.inf  # a label is 12 pixels high
     ticks = []

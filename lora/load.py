@@ -22,10 +22,11 @@ logger = logging.getLogger(__name__)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def load_lora(path: str | os.PathLike[str], layers: Layers | None = None) -> LoraTensors:
+def load_lora(path: str | os.PathLike[str], layers: Layers | None = None, *, keep_unknown: bool = False) -> LoraTensors:
     """Read a LoRA file of any naming scheme into comfy naming.
 
     layers: canonical layer -> shape of its weight, of the MODEL it is meant for; None checks names alone.
+    keep_unknown: keys that name no layer come along as they are, to be looked at, instead of being refused.
     Raises ValueError saying which layer and why where a key means no layer, a layer is incomplete, or its size is not
     the MODEL's; and whatever ``read_lora`` refuses.
     """
@@ -36,16 +37,17 @@ def load_lora(path: str | os.PathLike[str], layers: Layers | None = None) -> Lor
         alphas = peft_alphas(metadata, tensors)
         found = canonicalise(tensors, layers, res_blocks=res_blocks_of(metadata), alphas=alphas)
         unmatched = [key for key in found.unmatched if (s := suffixes.split(key)) is None or s[1] != suffixes.ALPHA]
-        if unmatched:
+        if unmatched and not keep_unknown:
             raise ValueError(_unmatched(unmatched, len(tensors), layers is not None))
-        if not found.tensors:
+        if not found.tensors and not unmatched:
             raise ValueError("it changes no layer at all")
         if layers is not None:
             check_fit(found.tensors, layers)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     logger.info("%s: %d tensors, named as %s does", name, len(found.tensors), found.scheme)
-    return LoraTensors(found.tensors, metadata)
+    strange = {key: tensors[key] for key in found.unmatched if keep_unknown and key in tensors}
+    return LoraTensors(found.tensors | strange, metadata)
 
 
 def save_lora(

@@ -9,11 +9,13 @@ from .captions import LikenessCaptions
 from .combine_datasets import LikenessCombineDatasets
 from .dataset import LikenessDataset
 from .find_learning_rate import LikenessFindLearningRate
+from .inspect_lora import LikenessInspectLoRA
 from .lora_files import LikenessLoadLoRA, LikenessSaveLoRA
 from .loss_options import LikenessLossOptions
 from .memory_options import LikenessMemoryOptions
 from .options import LikenessTrainingOptions
 from .prior import LikenessPriorPreservation
+from .resize_lora import LikenessResizeLoRA
 from .samples import LikenessSamplePrompts
 from .text_encoder_options import LikenessTextEncoderOptions
 from .train import LikenessTrainLoRA
@@ -33,6 +35,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessPriorPreservation,
     LikenessSaveLoRA,
     LikenessLoadLoRA,
+    LikenessInspectLoRA,
+    LikenessResizeLoRA,
 )
 
 

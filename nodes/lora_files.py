@@ -70,6 +70,13 @@ class LikenessLoadLoRA(io.ComfyNode):
                 io.Model.Input(
                     "model", optional=True, tooltip="The model it is meant for: every layer is checked against it."
                 ),
+                io.Combo.Input(
+                    "unknown_keys",
+                    options=["refuse", "keep"],
+                    optional=True,
+                    tooltip="refuse: a file with keys that name no layer is an error. keep: they come along as they "
+                    "are, so that Inspect LoRA lists them.",
+                ),
             ],
             outputs=[
                 LoraModel.Output(display_name="lora", tooltip="For Save LoRA, or any node that takes a LoRA."),
@@ -78,14 +85,15 @@ class LikenessLoadLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str, model: Any = None) -> str:
+    def fingerprint_inputs(cls, lora_name: str, model: Any = None, unknown_keys: str = "refuse") -> str:
         found = Path(folder_paths.get_full_path_or_raise("loras", lora_name)).stat()
         return f"{found.st_mtime_ns} {found.st_size}"
 
     @classmethod
-    def execute(cls, lora_name: str, model: Any = None) -> io.NodeOutput:
+    def execute(cls, lora_name: str, model: Any = None, unknown_keys: str = "refuse") -> io.NodeOutput:
         layers = _layers(model) if model is not None else None
-        lora = load_lora(folder_paths.get_full_path_or_raise("loras", lora_name), layers)
+        path = folder_paths.get_full_path_or_raise("loras", lora_name)
+        lora = load_lora(path, layers, keep_unknown=unknown_keys == "keep")
         metadata = json.dumps(lora.metadata, indent=2, ensure_ascii=False, sort_keys=True)
         return io.NodeOutput(lora, metadata, ui=ui.PreviewText(metadata))
 
