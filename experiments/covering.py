@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import combinations, product
 
 Row = tuple[int, ...]
+CANDIDATES = 12  # for each row; the one that covers most is taken
 _Pair = tuple[int, int, int, int]  # factor, value, later factor, value
 
 
@@ -20,8 +21,8 @@ def lower_bound(sizes: Sequence[int]) -> int:
     return (largest[0] if largest else 0) * (largest[1] if len(largest) > 1 else 1)
 
 
-def all_pairs(sizes: Sequence[int], tries: int = 40, seed: int = 0) -> list[Row]:
-    """A covering array of strength 2, made greedily, one factor after the other (after IPO: Lei & Tai 1998).
+def all_pairs(sizes: Sequence[int], tries: int = 10, seed: int = 0) -> list[Row]:
+    """A covering array of strength 2, made greedily, row by row (after AETG: Cohen, Dalal, Fredman & Patton 1997).
 
     Args:
         sizes: how many values each factor has, each at least 1.
@@ -56,48 +57,38 @@ def uncovered(rows: Sequence[Sequence[int]], sizes: Sequence[int]) -> set[_Pair]
         for v, w in product(range(sizes[one]), range(sizes[other]))
     }
     for row in rows:
-        missing -= {(one, row[one], other, row[other]) for one, other in combinations(range(len(sizes)), 2)}
+        missing -= _pairs(row)
     return missing
 
 
 def _array(sizes: Sequence[int], rng: random.Random) -> list[Row]:
-    order = sorted(range(len(sizes)), key=lambda factor: (-sizes[factor], rng.random()))
-    rows: list[list[int | None]] = [list(pair) for pair in product(range(sizes[order[0]]), range(sizes[order[1]]))]
-    rng.shuffle(rows)
-    for place in range(2, len(order)):
-        _add_factor(rows, [sizes[factor] for factor in order[: place + 1]], rng)
-    finished = []
-    for row in rows:
-        values = [0] * len(sizes)
-        for place, factor in enumerate(order):
-            value = row[place]
-            values[factor] = rng.randrange(sizes[factor]) if value is None else value
-        finished.append(tuple(values))
-    return finished
+    missing, rows = uncovered([], sizes), list[Row]()
+    while missing:
+        ordered = sorted(missing)
+        candidates = [_candidate(sizes, rng.choice(ordered), missing, rng) for _ in range(CANDIDATES)]
+        gains = [len(_pairs(row) & missing) for row in candidates]
+        rows.append(candidates[gains.index(max(gains))])
+        missing -= _pairs(rows[-1])
+    return rows
 
 
-def _add_factor(rows: list[list[int | None]], sizes: Sequence[int], rng: random.Random) -> None:
-    """Give each row a value of one more factor, the last of `sizes`; add rows for the pairs that are still missing."""
-    last = len(sizes) - 1
-    missing = {(place, v, w) for place in range(last) for v in range(sizes[place]) for w in range(sizes[last])}
-    used = [0] * sizes[last]
-    for row in rows:
+def _candidate(sizes: Sequence[int], first: _Pair, missing: set[_Pair], rng: random.Random) -> Row:
+    """A row that has the pair `first`, and then, factor by factor, the value that adds most missing pairs."""
+    one, v, other, w = first
+    row = {one: v, other: w}
+    for factor in rng.sample(range(len(sizes)), len(sizes)):
+        if factor not in row:
+            gains = [
+                sum(_pair(factor, value, known, row[known]) in missing for known in row)
+                for value in range(sizes[factor])
+            ]
+            row[factor] = rng.choice([value for value, gain in enumerate(gains) if gain == max(gains)])
+    return tuple(row[factor] for factor in range(len(sizes)))
 
-        def gain(w: int, row: list[int | None] = row) -> tuple[int, int, float]:
-            new = sum((place, row[place], w) in missing for place in range(last))  # noqa: B023, used in this turn only
-            return new, -used[w], rng.random()
 
-        chosen = max(range(sizes[last]), key=gain)
-        used[chosen] += 1
-        missing -= {(place, value, chosen) for place, value in enumerate(row) if value is not None}
-        row.append(chosen)
-    added: list[list[int | None]] = []
-    for place, v, w in sorted(missing):
-        fitting = [row for row in added if row[last] == w and row[place] is None]
-        if fitting:
-            fitting[0][place] = v
-        else:
-            fresh: list[int | None] = [None] * (last + 1)
-            fresh[place], fresh[last] = v, w
-            added.append(fresh)
-    rows += added
+def _pairs(row: Sequence[int]) -> set[_Pair]:
+    return {(one, row[one], other, row[other]) for one, other in combinations(range(len(row)), 2)}
+
+
+def _pair(one: int, v: int, other: int, w: int) -> _Pair:
+    return (one, v, other, w) if one < other else (other, w, one, v)
