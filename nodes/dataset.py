@@ -115,5 +115,5 @@ class LikenessDataset(io.ComfyNode):
             else:
                 if mask is not None:
                     raise ValueError("mask is for images; for a folder, disconnect it.")
-                pictures = load_folder(host.input_folder(folder), within=host.input_base(), **common)
+                pictures = load_folder(host.input_folder(folder), **common)
             return io.NodeOutput(pictures, preview_sheet(pictures))

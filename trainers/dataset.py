@@ -143,9 +143,10 @@ def load_folder(
     repeats: int = 1,
     flip: bool = False,
     alpha: str = "composite",
-    within: Path | None = None,
 ) -> PictureSet:
     """Read the pictures of a folder (not of folders in it), in natural order of their names: 2.png before 10.png.
+
+    Links are followed, to files anywhere.
 
     Args:
         folder: with pictures, and captions beside them: ``cat.txt`` for ``cat.jpg``. In a caption, ``{trigger}`` and
@@ -157,7 +158,6 @@ def load_folder(
         repeats: times each picture is seen in an epoch.
         flip: mirror each half of the times.
         alpha: transparency is laid on white (``composite``), or is the ``mask`` of pictures without a mask file.
-        within: links may not lead out of this folder; None: they may lead anywhere.
 
     Raises:
         ValueError: folder missing, no pictures, a file that cannot be read (named), a mask without a picture or of
@@ -180,13 +180,13 @@ def load_folder(
     default = fill(caption_template, "The caption template")
     pictures = []
     for path in masks.values():
-        check_file(path, within)
+        check_file(path)
     for path in files:
-        check_file(path, within)
+        check_file(path)
         text = path.with_suffix(".txt")
         caption = default
         if text.exists() or text.is_symlink():
-            check_file(text, within)
+            check_file(text)
             caption = fill(read_caption(text), "")
         image, mask = read_picture(path, alpha)
         if path.stem in masks:

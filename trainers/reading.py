@@ -21,25 +21,18 @@ _ASPECT = 0.02
 """Mask and picture may differ so much in their aspect ratio: a mask made at another size was rounded."""
 
 
-def check_file(path: Path, within: Path | None) -> None:
+def check_file(path: Path) -> None:
     """Whether a file of a training folder may be read.
 
-    Args:
-        path: as it was found.
-        within: where the file itself must be when links are followed, or None for anywhere.
-
     Raises:
-        ValueError: it is a folder, a pipe, a link to nowhere, or to somewhere outside.
+        ValueError: it is, links followed, a folder, a pipe, a device, or nothing.
     """
     try:
-        real = path.resolve(strict=True)
-        regular = real.is_file()
+        regular = path.resolve(strict=True).is_file()
     except (OSError, RuntimeError) as why:  # RuntimeError: links in a circle, in older Pythons
         raise ValueError(f"{path.name} is a link to nowhere. Take it out of {path.parent}.") from why
     if not regular:
         raise ValueError(f"{path.name} is no file. Take it out of {path.parent}, or give it another name.")
-    if within is not None and not real.is_relative_to(within.resolve()):
-        raise ValueError(f"{path.name} is a link to a file outside of {within}. Put a copy of the file in its place.")
 
 
 def read_picture(path: Path, alpha: str = "composite") -> tuple[Image.Image, np.ndarray | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .denoiser import HostDenoiser
-from .folders import folder_fingerprint, input_base, input_folder
+from .folders import folder_fingerprint, input_folder
 from .rates import find_learning_rate
 from .report import describe_options
 from .session import Trained, train_lora
@@ -16,7 +16,6 @@ __all__ = [
     "describe_options",
     "find_learning_rate",
     "folder_fingerprint",
-    "input_base",
     "input_folder",
     "ordinary_tensors",
     "train_lora",

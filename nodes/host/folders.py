@@ -15,22 +15,21 @@ _LONGEST_NAME = 80  # characters of a run's folder; file systems take 255 bytes,
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # devices on Windows, in any folder
 
 
-def input_base() -> Path:
-    """The host's input folder."""
-    return Path(folder_paths.get_input_directory()).resolve()
-
-
 def input_folder(name: str | None) -> Path:
     """The folder of this name below the host's input folder.
+
+    The name is a stranger's text, so it may not climb out. A link inside the input folder is the machine's owner's, who
+    keeps the photos elsewhere: it is followed, as by the host.
 
     Raises:
         ValueError: empty, outside of the input folder, or not there (names the folders that are).
     """
-    base = input_base()
+    base = Path(os.path.abspath(folder_paths.get_input_directory()))
     if not (name or "").strip():
         raise ValueError(f"No pictures are given: write the name of a folder below {base}, or wire images.")
-    folder = _resolved(base / str(name).strip())
-    if not folder.is_relative_to(base):
+    folder = Path(os.path.normpath(base / str(name).strip()))  # ".." leads to where it is written, not past a link
+    _resolved(folder)  # tells what can be no path
+    if not any(folder.is_relative_to(place) for place in (base, base.resolve())):
         raise ValueError(f"The folder {name!r} is outside of ComfyUI's input folder {base}; put the pictures below it.")
     if not folder.is_dir():
         there = sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
@@ -43,17 +42,16 @@ def input_folder(name: str | None) -> Path:
 def folder_fingerprint(name: str | None) -> str:
     """Changes whenever a file in the folder does; empty when there is no such folder."""
     try:
-        folder = input_folder(name)
-    except ValueError:
+        paths = sorted(input_folder(name).iterdir())
+    except (ValueError, OSError):
         return ""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    for path in paths:
         try:
             about = path.stat()
         except OSError:  # a link to nowhere, or gone since it was listed
             continue
-        name_and_state = f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\n"
-        digest.update(os.fsencode(name_and_state))  # names need not be UTF-8
+        digest.update(os.fsencode(f"{path.name}\0{about.st_size}\0{about.st_mtime_ns}\n"))  # names need not be UTF-8
     return digest.hexdigest()
 
 

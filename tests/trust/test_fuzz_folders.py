@@ -1,4 +1,8 @@
-"""1,200 names that a graph from a stranger could hold: none leads out of the host's folders, each error is clear."""
+"""1,200 names that a graph from a stranger could hold: none leads out of the host's folders, each error is clear.
+
+Links are another matter than names. What is written never goes through one. What is read follows those inside the input
+folder, as the host does: only the machine's owner can put a link there, and many keep their photos elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 pytestmark = pytest.mark.host
 EACH = 300
@@ -80,6 +85,9 @@ def test_no_name_leads_out(what: str, judge: Any, tree: Path) -> None:
         found = judge.read(what, "", lambda name=name: call(name))
         for path in found if isinstance(found, tuple) else [found] if found is not None else []:
             real = Path(path).resolve()
+            if what == "input folder":  # the name stays inside; only the owner's link leads on
+                assert ".." not in path.parts and path.is_relative_to(base), f"{name!r} leads to {path}"
+                real = base if "sym" in path.relative_to(base).parts else real
             assert real.is_relative_to(base), f"{name!r} leads to {real}"
             assert real.is_dir() or what == "save", name
             if what in ("new run", "resume"):
@@ -109,6 +117,40 @@ def test_a_run_is_found_by_name_and_by_path_but_not_outside(tree: Path) -> None:
         folders.resumed_run("inside")
 
 
+def test_the_owners_links_are_followed_and_names_do_not_climb(tree: Path) -> None:
+    """Fails if photos that are linked into the input folder are refused, or a text gets to the same place by itself."""
+    from likeness.nodes.host import folders
+    from likeness.trainers.dataset import load_folder
+
+    base, outside = tree / "host" / "input", tree / "outside"
+    Image.new("RGB", (32, 32), "red").save(outside / "a.png")
+    (outside / "a.txt").write_text("a red sks")
+    for text in ("sym", "sym/", "inside/../sym", str(base / "sym")):
+        assert folders.input_folder(text) == base / "sym"
+        assert load_folder(folders.input_folder(text), resolution=32).pictures[0].caption == "a red sks"
+    assert folders.input_folder("sym/../inside") == base / "inside"  # not what lies beside the link's target
+    before = folders.folder_fingerprint("sym")
+    (outside / "a.txt").write_text("a very red sks")
+    assert folders.folder_fingerprint("sym") != before
+    for text in ("..", "../../outside", "sym/../../../outside", str(outside), "/", "inside/../../output"):
+        with pytest.raises(ValueError, match="outside of ComfyUI's input folder"):
+            folders.input_folder(text)
+        assert folders.folder_fingerprint(text) == ""
+
+
+def test_links_in_circles_end(tree: Path) -> None:
+    """Fails if a folder that holds itself is walked for ever, or a link to itself is taken for a folder."""
+    from likeness.nodes.host import folders
+
+    round_ = tree / "host" / "input" / "round"
+    round_.mkdir()
+    (round_ / "again").symlink_to(round_)
+    (round_ / "up").symlink_to("..")
+    assert folders.folder_fingerprint("round") and folders.folder_fingerprint("round/again/up/round")
+    with pytest.raises(ValueError, match="loop"):
+        folders.input_folder("loop")
+
+
 def test_folders_as_others_make_them(tree: Path) -> None:
     """Fails if a name that is no UTF-8, a link to nowhere or a pipe ends the look at whether anything changed."""
     from likeness.nodes.host import folders
@@ -123,7 +165,7 @@ def test_folders_as_others_make_them(tree: Path) -> None:
     assert before and before == folders.folder_fingerprint("mine")
     (mine / "a.txt").write_text("x")
     assert folders.folder_fingerprint("mine") != before
-    for name in ("sym", "loop", "a\0b", "x" * 5000, None):
+    for name in ("loop", "a\0b", "x" * 5000, None):
         assert folders.folder_fingerprint(name) == ""
 
 
