@@ -202,6 +202,8 @@ class Client:
                     raise ConnectionError("the server went away during the run") from None
                 if event.kind not in ("preview", "") and event.data.get("prompt_id", prompt_id) != prompt_id:
                     continue  # somebody else's run
+                if event.kind == "executing" and "prompt_id" not in event.data:
+                    continue  # told on connecting: what the run before is at, which may still be ending
                 events.append(event)
                 if on_event is not None:
                     on_event(event)
