@@ -138,6 +138,7 @@ def complete_metadata(
     Adds the standard's version, title, date (now, if not given), rank and alpha where nobody said them, and the hashes.
     """
     out = dict(metadata)
+    out.pop("lora_adapter_metadata", None)  # its alphas are in the tensors, and a reader would apply them again
     out.setdefault("ss_network_module", "networks.lora")
     other = lycoris_args(tensors)
     if other:

@@ -63,6 +63,30 @@ def test_a_text_encoder_does_not_count_against_the_model(tmp_path: Path, sd15, d
         load_lora(path, model)
 
 
+@pytest.mark.parametrize("naming", SCHEMES)
+def test_an_alpha_out_of_the_metadata_counts_once(tmp_path: Path, naming: str) -> None:
+    """Fails if a peft file, saved again, keeps the alphas of its metadata beside those that are in the tensors now."""
+    base = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    pair = {f"{base}.lora_A.weight": torch.randn(4, 8), f"{base}.lora_B.weight": torch.randn(8, 4)}
+    config = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 8, "unet.r": 4})}
+    write_safetensors(tmp_path / "peft.safetensors", pair, config)
+    lora = load_lora(tmp_path / "peft.safetensors")
+    save_lora(tmp_path / "ours.safetensors", lora, naming, "fp32")
+    (before,), (after,) = (to_deltas(one).values() for one in (lora, load_lora(tmp_path / "ours.safetensors")))
+    assert torch.allclose(before.dense(), 2 * pair[f"{base}.lora_B.weight"] @ pair[f"{base}.lora_A.weight"], atol=1e-5)
+    assert torch.allclose(before.dense(), after.dense(), atol=1e-5)
+
+
+def test_unknown_keys_come_along_when_asked(tmp_path: Path, sd15, deltas) -> None:
+    """Fails if keys that name no layer are lost, or the file is refused, where the user wants to look at them."""
+    strange = {"lora_unet_mystery_0.lora_up.weight": torch.ones(2, 2), "emb_params": torch.ones(1)}
+    write_safetensors(tmp_path / "a.safetensors", from_deltas(deltas(sd15)) | strange)
+    lora = load_lora(tmp_path / "a.safetensors", keep_unknown=True)
+    assert set(strange) <= set(lora) and len(lora) == 3 * len(sd15) + 2
+    write_safetensors(tmp_path / "b.safetensors", strange)
+    assert set(load_lora(tmp_path / "b.safetensors", keep_unknown=True)) == set(strange)
+
+
 def test_what_should_not_be_saved_is_not(tmp_path: Path, sd15, deltas) -> None:
     """Fails if NaN, overflow in half precision or an empty LoRA made a file that looks fine."""
     lora = from_deltas(deltas(sd15))
