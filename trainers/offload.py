@@ -7,7 +7,7 @@ import ctypes
 import gc
 import logging
 import math
-import mmap
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,7 +33,10 @@ class Kept(Protocol):
         """Stands in the module while the weight is at home: whole and readable, but slow or on another device."""
 
     def fetch(self, device: torch.device) -> Tensor:
-        """A copy on the device; may still be on its way there on the current stream."""
+        """It, on the device; may still be on its way there on the current stream."""
+
+    def leave(self) -> None:
+        """What was fetched is not needed for now. It may be read on, at the price of being fetched again."""
 
 
 class Home(Protocol):
@@ -49,6 +52,9 @@ class _InMemory:
 
     def fetch(self, device: torch.device) -> Tensor:
         return self.tensor.to(device, non_blocking=True, copy=True)
+
+    def leave(self) -> None:
+        pass  # the copy goes with its last user
 
 
 class MemoryHome:
@@ -67,51 +73,57 @@ class MemoryHome:
 
 @dataclass(frozen=True)
 class _InFile:
-    tensor: Tensor
-    path: Path
-    offset: int
+    tensor: Tensor  # the file itself: a private mapping
 
     def fetch(self, device: torch.device) -> Tensor:
-        # Read and not copied from the mapping, whose pages would count as this process' memory once touched; into pages
-        # of its own, for a hole of this size in the heap is soon cut up by small things and never found again.
-        size = _size(self.tensor)
-        pages = mmap.mmap(-1, size)
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            into = memoryview(pages)
-            while len(into):
-                into = into[file.readinto(into) :]
-        copy = torch.frombuffer(pages, dtype=torch.uint8).view(self.tensor.dtype).view(self.tensor.shape)
-        return copy.to(device)
+        if device.type != "cpu":
+            return self.tensor.to(device)
+        # No copy: the pages that the system keeps of the file are the weight. A read into memory of our own costs a
+        # fault a page and was more than half of a step's time.
+        _advise(self.tensor, _POPULATE_READ)
+        return self.tensor
+
+    def leave(self) -> None:
+        _advise(self.tensor, _DONT_NEED)
+
+
+_DONT_NEED = 4
+"""MADV_DONTNEED: the pages are no part of this process any more; the next access reads the file again."""
+_POPULATE_READ = 22
+"""MADV_POPULATE_READ, Linux 5.14 and newer: all pages at once. Elsewhere each comes when it is touched."""
+
+
+def _advise(tensor: Tensor, advice: int) -> None:
+    """Tell the system about a mapping's pages. Where it takes no advice, it takes them when it needs memory."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another libc
+            madvise = ctypes.CDLL(None).madvise
+            madvise(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(_size(tensor)), ctypes.c_int(advice))
 
 
 class FileHome:
-    """A file, for where the device is the machine's own memory. It goes when the folder given goes.
+    """Files, for where the device is the machine's own memory. They go when the folder given goes.
 
     Args:
-        folder: a folder on a real disk, with room for the weights.
+        folder: on a real disk, with room for the weights.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "blocks.bin"
-        self._end = 0
+        self.folder = folder
+        self._count = 0
 
     def keep(self, tensor: Tensor) -> Kept:
         """Put a copy there."""
         # A copy: what numpy has seen, torch does not empty any more.
-        flat = tensor.detach().to("cpu", copy=True).contiguous().reshape(-1).view(torch.uint8)
-        offset, self._end = self._end, self._end + -(-flat.numel() // 4096) * 4096
-        with self.path.open("r+b" if offset else "wb", buffering=0) as file:
-            file.seek(offset)
-            rest = memoryview(flat.numpy())  # type: ignore[arg-type]
+        whole = tensor.detach().to("cpu", copy=True).contiguous()
+        path = self.folder / f"{self._count}.bin"
+        self._count += 1
+        with path.open("xb", buffering=0) as file:
+            rest = memoryview(whole.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
             while len(rest):
                 rest = rest[file.write(rest) :]
-            file.truncate(self._end)
-        mapped: Any = torch.UntypedStorage.from_file(str(self.path), shared=False, nbytes=self._end)
-        there = torch.empty(0, dtype=tensor.dtype).set_(
-            mapped, offset // tensor.element_size(), tensor.shape, tensor.detach().contiguous().stride()
-        )
-        return _InFile(there, self.path, offset)
+        mapped: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=_size(whole))
+        return _InFile(torch.empty(0, dtype=whole.dtype).set_(mapped, 0, whole.shape, whole.stride()))
 
 
 @dataclass
@@ -163,6 +175,11 @@ class _Swapped:
             tensor.record_stream(now)
         return tensors
 
+    def leave(self) -> None:
+        """They are not needed on the device for now."""
+        for weight in self.weights:
+            weight.kept.leave()
+
     def _fetched(self) -> list[Tensor]:
         with torch.no_grad():
             return [weight.kept.fetch(self.device) for weight in self.weights]
@@ -188,10 +205,14 @@ class Offload:
         if device.type == "cuda" and blocks:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._backward: tuple[int, list[Tensor]] | None = None
+        self._last: int | None = None
 
     @contextmanager
     def present(self, index: int, backward: bool) -> Iterator[list[Tensor]]:
-        """The block's weights are on the device and in their places inside."""
+        """The block's weights are on the device and in their places inside.
+
+        They are let go when the next block's come: after a block was recomputed, its backward pass needs them still.
+        """
         block = self.blocks[index]
         self._backward = None
         tensors = self._take(index, backward)
@@ -212,6 +233,9 @@ class Offload:
 
     def _take(self, index: int, backward: bool) -> list[Tensor]:
         self.fetches += 1
+        if self._last is not None and self._last != index:
+            self.blocks[self._last].leave()
+        self._last = index
         tensors = self.blocks[index].here()
         following = index + (-1 if backward else 1)
         if self._stream is not None:
@@ -363,5 +387,6 @@ def _bring_back(swapped: list[_Swapped]) -> None:
                 storage.resize_(size)
             with torch.no_grad(), torch.inference_mode(original.is_inference()):
                 original.data.copy_(kept.fetch(original.device))
+            kept.leave()
             if weight.owner._parameters.get(weight.name) is weight.standing:
                 weight.owner._parameters[weight.name] = original
