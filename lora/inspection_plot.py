@@ -43,7 +43,7 @@ def inspection_plot(inspection: Inspection, width: int = 1400, height: int = 900
         ranks = figure.add_subplot(grid[0, number], sharey=ranks)
         _draw_ranks(ranks, found, f"{role}: {len(found)} layers", first=number == 0)
         spectra = figure.add_subplot(grid[1, number])
-        shown = _draw_spectra(spectra, found, min(most, 256), height * 0.5)
+        shown = _draw_spectra(spectra, found, max(1, min(most, 256)), height * 0.5)
         spectra.set_ylabel("layers, by block" if number == 0 else "", fontsize=9)
     bar = figure.colorbar(shown, ax=figure.axes[1::2], fraction=0.025, pad=0.01)
     bar.set_ticks([0, -1, -2, _FLOOR], labels=["1", "0.1", "0.01", "≤ 0.001"])

@@ -81,6 +81,12 @@ def family(request: pytest.FixtureRequest) -> tuple[dict[str, tuple[int, ...]], 
 
 
 @pytest.fixture
+def families() -> dict[str, tuple[dict[str, tuple[int, ...]], tuple[int, ...] | None]]:
+    """Name -> (layers, res blocks) of every architecture."""
+    return FAMILIES
+
+
+@pytest.fixture
 def sd15() -> dict[str, tuple[int, ...]]:
     return SD15_LAYERS
 
