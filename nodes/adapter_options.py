@@ -23,15 +23,17 @@ class LikenessAdapterOptions(io.ComfyNode):
             display_name="Adapter Options (Likeness)",
             category="Likeness/trainers",
             is_output_node=True,  # or its text is gone when the page is loaded again
-            description="More options of Train LoRA: the algorithm (LoRA, DoRA, LoHa, LoKr, OFT), how it begins, and "
-            "ranks and learning rates of single layers. ComfyUI's own LoRA loader reads what each of them saves.",
+            description="More options of Train LoRA: the algorithm (LoRA, DoRA, LoHa, LoKr, OFT, AdaLoRA), how it "
+            "begins, and ranks and learning rates of single layers. ComfyUI's own LoRA loader reads what each of them "
+            "saves.",
             inputs=[
                 io.Combo.Input(
                     "algorithm",
-                    options=list(ALGORITHMS),
+                    options=[name for name in ALGORITHMS if name != "adaptive"],  # which has a node of its own
                     default=standard.algorithm,
                     tooltip="lora: the usual one. dora: learns size and direction apart, slower. loha: more rank in "
-                    "the same size. lokr: very small files. oft: turns what is there, adds nothing.",
+                    "the same size. lokr: very small files. oft: turns what is there, adds nothing. adalora: begins "
+                    "with the rank and ends with target_rank on average, more where it matters.",
                 ),
                 io.Combo.Input(
                     "init",
@@ -80,6 +82,14 @@ class LikenessAdapterOptions(io.ComfyNode):
                     "model",
                     optional=True,
                     tooltip="Wire the model to see in the report how many layers each rule decides.",
+                ),
+                io.Int.Input(
+                    "target_rank",
+                    default=standard.target_rank,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    tooltip="With adalora: the mean rank that it keeps, below rank. 0: half of it.",
                 ),
             ],
             outputs=[

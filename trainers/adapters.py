@@ -36,11 +36,13 @@ class Method:
     init: str = "kaiming"
     rank_stabilised: bool = False
     lokr_factor: int = -1
+    export_energy: float = 1.0
 
     @classmethod
     def of(cls, config: TrainingConfig) -> Method:
         """As a configuration says."""
-        return cls(config.algorithm, config.init, config.rank_stabilised, config.lokr_factor)
+        energy = config.export_energy if config.export_truncation == "energy" else 1.0
+        return cls(config.algorithm, config.init, config.rank_stabilised, config.lokr_factor, energy)
 
 
 class LayerAdapter:
@@ -380,6 +382,19 @@ class OFT(LayerAdapter):
 KINDS: dict[str, type[LayerAdapter]] = {"lora": LowRank, "dora": Dora, "loha": LoHa, "lokr": LoKr, "oft": OFT}
 
 
+def _kind(algorithm: str) -> type[LayerAdapter]:
+    """Those that have modules of their own are built on this one."""
+    if algorithm == "adaptive":
+        from .adaptive_rank import AdaptiveLowRank
+
+        return AdaptiveLowRank
+    if algorithm == "adalora":
+        from .adalora import AdaLora
+
+        return AdaLora
+    return KINDS[algorithm]
+
+
 def inject(
     module: nn.Module, plans: Mapping[str, LayerPlan], method: Method, dropout: float
 ) -> dict[str, LayerAdapter]:
@@ -392,13 +407,13 @@ def inject(
             setattr(module.get_submodule(parent), child, turned)
     else:
         _inject_by_peft(module, plans, method, dropout)
-    kind = KINDS[method.algorithm]
+    kind = _kind(method.algorithm)
     return {name: kind(module.get_submodule(name), plan, method) for name, plan in plans.items()}
 
 
 def _inject_by_peft(module: nn.Module, plans: Mapping[str, LayerPlan], method: Method, dropout: float) -> None:
     # peft brings transformers with it: seconds that only those who train should pay.
-    from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
+    from peft import AdaLoraConfig, LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
 
     of_rank: dict[int, list[str]] = {}
     for name, plan in plans.items():
@@ -416,8 +431,18 @@ def _inject_by_peft(module: nn.Module, plans: Mapping[str, LayerPlan], method: M
         "target_modules": "|".join(re.escape(name) for name in plans),
     }
     config: Any
-    if method.algorithm in ("lora", "dora"):
+    if method.algorithm in ("lora", "dora", "adaptive"):
         config = LoraConfig(lora_dropout=dropout, bias="none", **common)
+    elif method.algorithm == "adalora":
+        if len(of_rank) > 1:
+            raise ValueError(
+                f"AdaLoRA begins with one rank in all layers, and layer_rules ask for {sorted(of_rank)}. Take rank=… "
+                f"out of them (rank=0, which leaves layers out, may stay)."
+            )
+        # The schedule is adalora.py's; peft wants to know of one.
+        config = AdaLoraConfig(
+            init_r=common["r"], target_r=1, total_step=1, lora_dropout=dropout, target_modules=common["target_modules"]
+        )
     elif method.algorithm == "loha":
         config = LoHaConfig(**common)
     else:

@@ -13,6 +13,12 @@ from torch import Tensor, nn
 from .recompute import replaced_forward
 
 
+def weighted(h: Tensor, weights: Tensor) -> Tensor:
+    """Λ h, the components on the last dimension (Linear), or the first after the batch (Conv2d, four dimensions)."""
+    weights = weights.to(h.dtype)
+    return h * (weights[:, None, None] if h.ndim == 4 else weights)
+
+
 @contextmanager
 def lean_branches(modules: Mapping[str, nn.Module]) -> Iterator[int]:
     """Compute y = W x + up(alpha/rank · down(x)) in this order: the branch first, W last.
@@ -55,6 +61,7 @@ def _lean(layer: Any) -> Callable[..., Any] | None:
     usual, base = layer.forward, layer.base_layer
     down, up, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
     linear = type(layer) is lora.Linear
+    weights = getattr(layer, "component_weights", None)  # of LoRA²: they change at each step
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs or layer.disable_adapters or layer.active_adapters != [name]:
@@ -67,7 +74,9 @@ def _lean(layer: Any) -> Callable[..., Any] | None:
             inner = x.to(a.dtype)
         inner = dropout(inner)
         h = F.linear(inner, a) if linear else down._conv_forward(inner, a, None)
-        if scale != 1.0:
+        if weights is not None:
+            h = weighted(h, weights())
+        elif scale != 1.0:
             h = h * scale
         change = F.linear(h, b) if linear else up._conv_forward(h, b, None)
         result = base(x)

@@ -6,6 +6,7 @@
 - ``optimizer.safetensors``: the optimizer's state;
 - ``average.safetensors``, where a moving average is kept: it and the adapters that are trained, exactly; then
   ``lora.safetensors`` is the average;
+- ``ranks.safetensors``, where ranks adapt: the factors as they are trained, exactly, and what decides on their ranks;
 - ``state.json``: the step, all losses so far, the configuration.
 
 Random numbers need no state, see :mod:`.randomness`.
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)")
 _AVERAGE = "average.safetensors"
+_RANKS = "ranks.safetensors"
 _FILES = ("lora.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -46,6 +48,7 @@ class Checkpoint:
     adapters: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     average: Mapping[str, Tensor] = field(default_factory=dict)
+    ranks: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -84,8 +87,9 @@ def save(folder: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
     # A name with "format" tells other loaders whose tensors these are.
     write_safetensors(partial / "lora.safetensors", dict(checkpoint.adapters), {"format": "pt"})
     write_safetensors(partial / "optimizer.safetensors", dict(checkpoint.optimizer), {"format": "pt"})
-    if checkpoint.average:
-        write_safetensors(partial / _AVERAGE, dict(checkpoint.average), {"format": "pt"})
+    for name, tensors in ((_AVERAGE, checkpoint.average), (_RANKS, checkpoint.ranks)):
+        if tensors:
+            write_safetensors(partial / name, dict(tensors), {"format": "pt"})
     state = {
         "format": FORMAT,
         "step": checkpoint.step,
@@ -151,15 +155,15 @@ def load(path: Path) -> Checkpoint:
         step, losses = state["step"], state["losses"]
         if type(step) is not int or step < 0 or len(losses) != step or not all(type(loss) is float for loss in losses):
             raise ValueError(f"it is of step {str(step)[:20]} and has not one loss for each step")
-        adapters, optimizer, average = (
-            read_safetensors(folder / name)[0] if name != _AVERAGE or (folder / name).is_file() else {}
-            for name in ("lora.safetensors", "optimizer.safetensors", _AVERAGE)
+        adapters, optimizer, average, ranks = (
+            read_safetensors(folder / name)[0] if name in _FILES or (folder / name).is_file() else {}
+            for name in ("lora.safetensors", "optimizer.safetensors", _AVERAGE, _RANKS)
         )
-        for name, tensor in (*adapters.items(), *optimizer.items(), *average.items()):
+        for name, tensor in (*adapters.items(), *optimizer.items(), *average.items(), *ranks.items()):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise ValueError(f"its {name[:200]} holds NaN or infinity")
         return Checkpoint(
-            step, tuple(losses), TrainingConfig.from_mapping(state["config"]), adapters, optimizer, average
+            step, tuple(losses), TrainingConfig.from_mapping(state["config"]), adapters, optimizer, average, ranks
         )
     except Exception as why:  # JSON that is too deep is a RecursionError, one of another shape a TypeError
         reason = f"{type(why).__name__}: {why}" if type(why) is not ValueError else str(why)

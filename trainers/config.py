@@ -13,7 +13,10 @@ from .layer_rules import parse_rules
 
 TARGETS = ("attention", "attention+feed-forward", "all", "custom")
 OPTIMIZERS = ("adamw", "adafactor", "sgd", "adamw-8bit", "lion", "prodigy", "schedule-free")
-ALGORITHMS = ("lora", "dora", "loha", "lokr", "oft")
+ALGORITHMS = ("lora", "dora", "loha", "lokr", "oft", "adalora", "adaptive")
+ADAPTING = ("adalora", "adaptive")
+"""Those whose ranks change as they learn."""
+TRUNCATIONS = ("quantile", "energy")
 INITS = ("kaiming", "gaussian", "pissa", "olora")
 SCHEDULES = ("constant", "cosine", "linear")
 TIMESTEP_SAMPLINGS = ("uniform", "logit-normal", "sigmoid", "shift", "mode", "cosmap")
@@ -92,6 +95,14 @@ class TrainingConfig:
         text_encoder_learning_rate: the peak of the schedule in text encoders; 0 = they are not trained.
         text_encoders: one of :data:`TEXT_ENCODERS`; ``custom`` takes the layers that ``text_encoder_pattern`` matches.
         text_encoder_pattern: regular expression, searched in canonical layer names (``clip_l.…``, ``t5xxl.…``).
+        target_rank: of the algorithms that adapt ranks: the mean that AdaLoRA keeps; where the regulariser of
+            ``adaptive`` pulls each layer. ``rank`` is what they begin with; 0 = half of that.
+        rank_lr: of ``adaptive``: the learning rate of ν at the schedule's peak, see :mod:`.adaptive_rank`.
+        rank_weight: of ``adaptive``: λ of |ν − ν_target|; 0 = off.
+        entropy_weight: of ``adaptive``: of the entropy of cross-attention, see :mod:`.attention_entropy`; 0 = off.
+        export_truncation: of ``adaptive``: one of :data:`TRUNCATIONS`: what the file keeps of each layer, all
+            components, or the strongest directions of ΔW that ``export_energy`` of ‖ΔW‖² is in.
+        export_energy: that share, in (0, 1].
         ema_decay: of the moving average that samples, checkpoints and the result are taken from, see :mod:`.ema`;
             0 = off, 0.99 to 0.999 is usual.
     """
@@ -150,6 +161,12 @@ class TrainingConfig:
     text_encoders: str = "all"
     text_encoder_pattern: str = ""
     ema_decay: float = 0.0
+    target_rank: int = 0
+    rank_lr: float = 1e-2
+    rank_weight: float = 1e-4
+    entropy_weight: float = 0.0
+    export_truncation: str = "quantile"
+    export_energy: float = 0.99
 
     def validate(self) -> TrainingConfig:
         """Return self.
@@ -180,7 +197,13 @@ class TrainingConfig:
             at_least(name, 0, above=True)
         for name in ("weight_decay", "warmup_steps", "max_grad_norm", "min_snr_gamma", "noise_offset"):
             at_least(name, 0)
-        at_least("prior_weight", 0)
+        for name in ("prior_weight", "rank_weight", "entropy_weight"):
+            at_least(name, 0)
+        at_least("target_rank", 0)
+        at_least("rank_lr", 0, above=True)
+        one_of("export_truncation", TRUNCATIONS)
+        if not 0 < self.export_energy <= 1:
+            wrong.append(f"export_energy is {self.export_energy}; it must be above 0, up to 1 (all)")
         at_least("text_encoder_learning_rate", 0)
         share("ema_decay", one=False)
         for name in ("checkpoint_every", "keep_last", "sample_every", "seed"):
@@ -234,11 +257,18 @@ class TrainingConfig:
         """What does not go together in algorithm, optimizer and rules."""
         wrong = []
         plain = self.algorithm in ("lora", "dora")
-        if not plain and (self.init != "kaiming" or self.rank_stabilised or self.dropout):
+        drops = plain or self.algorithm in ADAPTING
+        if not plain and (self.init != "kaiming" or self.rank_stabilised or (self.dropout and not drops)):
             wrong.append(
-                f"algorithm is {self.algorithm!r}, which has an init and a scale of its own and no dropout; set init "
-                f"to 'kaiming', rank_stabilised to false and dropout to 0"
+                f"algorithm is {self.algorithm!r}, which has an init and a scale of its own"
+                + (
+                    "; set init to 'kaiming' and rank_stabilised to false"
+                    if drops
+                    else " and no dropout; set init to 'kaiming', rank_stabilised to false and dropout to 0"
+                )
             )
+        if self.algorithm in ADAPTING:
+            wrong += self._wrong_ranks()
         if self.algorithm == "dora" and self.init in ("pissa", "olora"):
             wrong.append(f"algorithm is 'dora' and init {self.init!r}; choose init 'kaiming' or 'gaussian'")
         if self.lokr_factor < 2 and self.lokr_factor != -1:
@@ -257,6 +287,38 @@ class TrainingConfig:
             )
         if self.optimizer == "schedule-free" and self.schedule != "constant":
             wrong.append(f"optimizer is 'schedule-free' and schedule {self.schedule!r}; choose schedule 'constant'")
+        return wrong
+
+    @property
+    def kept_rank(self) -> int:
+        """``target_rank``, or what stands for it."""
+        return self.target_rank or max(1, self.rank // 2)
+
+    def _wrong_ranks(self) -> list[str]:
+        """What does not go together with ranks that change."""
+        wrong = []
+        if self.algorithm == "adaptive" and self.optimizer not in ("adamw", "sgd", "lion"):
+            wrong.append(
+                f"optimizer is {self.optimizer!r}, whose state cannot be carried over to other ranks; choose 'adamw', "
+                f"'sgd' or 'lion'"
+            )
+        if self.algorithm == "adaptive" and self.compile:
+            wrong.append("compile is on; layers whose rank changes would be compiled anew each time: turn it off")
+        if self.algorithm == "adaptive" and self.entropy_weight and self.gradient_checkpointing:
+            wrong.append(
+                "entropy_weight is above 0 and gradient_checkpointing on; the maps of cross-attention would be kept "
+                "all the same. Set one of them to 0 or off"
+            )
+        if self.algorithm == "adalora" and self.kept_rank >= self.rank:
+            wrong.append(
+                f"algorithm is 'adalora', target_rank {self.kept_rank} and rank {self.rank}; it begins with more "
+                f"than it keeps: a rank of 1.5 to 2 times the target is usual"
+            )
+        if self.algorithm == "adalora" and (self.ema_decay or self.optimizer == "schedule-free"):
+            wrong.append(
+                "algorithm is 'adalora', and an average of components that come and go is none of them; set ema_decay "
+                "to 0 and choose another optimizer than 'schedule-free'"
+            )
         return wrong
 
     def to_json(self) -> str:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .resized import Resized
+
 
 def decay_at(step: int, decay: float) -> float:
     """min(decay, (1 + t)/(10 + t)) after update t, counted from 1: a young average must not remember the beginning."""
@@ -27,6 +29,18 @@ class MovingAverage:
         """Take in the parameters as they are after update ``step``, counted from 1."""
         now = [parameter.detach().float() for parameter in self._parameters]
         torch._foreach_lerp_(self._average, now, 1 - decay_at(step, self._decay))
+
+    def resize(self, changes: Sequence[Resized]) -> None:
+        """Go on with parameters of other sizes; the average of what is new is what it is."""
+        places = {parameter: place for place, parameter in enumerate(self._parameters)}
+        for change in changes:
+
+            def end(_: Tensor, count: int, dim: int, new: Tensor = change.new) -> Tensor:
+                return new.detach().float().narrow(dim, new.shape[dim] - count, count)
+
+            place = places[change.old]
+            self._parameters[place] = change.new
+            self._average[place] = change.fitted(self._average[place], end)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from .modules import trained_modules
 from .objectives import diffusion_loss
 from .prior import PriorBatches
 from .randomness import derived_seed, generator
+from .ranks import LayerRank, rank_control
 from .rebinding import Rebinding
 from .runlog import LossReader, RunLog
 from .schedule import rate_factor
@@ -92,6 +94,7 @@ class TrainingResult:
         tensors: what was learnt in the host's naming, whatever the algorithm, float32 on the CPU.
         seconds_a_step: of this run, its samples and checkpoints included.
         notes: what was done for memory and speed, in words.
+        ranks: canonical layer name -> its rank, where the algorithm adapts them.
     """
 
     deltas: Mapping[str, LowRankDelta]
@@ -103,6 +106,7 @@ class TrainingResult:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     seconds_a_step: float = 0.0
     notes: tuple[str, ...] = ()
+    ranks: Mapping[str, LayerRank] = field(default_factory=dict)
 
 
 class TrainingCancelled(Exception):
@@ -219,6 +223,10 @@ class _Run:
         self.rate = rate
         self.denoiser, self.config, self.folder, self.callbacks = denoiser, config, folder, callbacks
         self.adapters = adapters
+        self.ranks = rank_control(adapters, config)
+        if self.ranks is not None and start is not None:
+            self.ranks.load(start.ranks)
+        self.rank_numbers: dict[int, dict[str, Any]] = {}
         self.parameters = adapters.parameters()
         kind = denoiser.parameterisation, getattr(denoiser, "patch_size", 2)
         self.batches = Batches(data, denoiser.sigmas, denoiser.device, config, *kind)
@@ -231,7 +239,8 @@ class _Run:
         self.losses: list[float] = []
         self.step = 0
         if start is not None:
-            adapters.load(start.adapters)
+            if self.ranks is None:
+                adapters.load(start.adapters)
             if start.average:
                 load_trained(self.parameters, start.average)
             optimizers.load_state_tensors(self.optimizer, start.optimizer)
@@ -301,7 +310,9 @@ class _Run:
             prior = self.prior.draw(number, batch.latents.shape[1:], kept) if self.prior is not None else None
             losses, found = self._losses(batch, prior)
             loss = losses[0] if prior is None else losses[0] + config.prior_weight * losses[1]
-            (loss * (self.loss_scale / config.gradient_accumulation)).backward()  # type: ignore[no-untyped-call]
+            penalty = self.ranks.penalty() if self.ranks is not None else None
+            whole = loss if penalty is None else loss + penalty
+            (whole * (self.loss_scale / config.gradient_accumulation)).backward()  # type: ignore[no-untyped-call]
             now = torch.stack([loss, *losses]).detach() / config.gradient_accumulation
             total = now if total is None else total + now
             bands = found if bands is None else bands + found
@@ -368,8 +379,19 @@ class _Run:
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
+        now_and_then = self.step % max(1, config.steps // _NORMS) == 0 or self.step == config.steps
+        if self.ranks is not None:
+            resized = self.ranks.step(self.step, self._rate(self.step - 1) / config.learning_rate, 1 / self.loss_scale)
+            optimizers.resize(self.optimizer, resized)
+            if self.average is not None:
+                self.average.resize(resized)
+            self.parameters = self.adapters.parameters()
+            counts = self.ranks.counts()
+            self.rank_numbers[self.step] = {"mean_rank": sum(counts.values()) / len(counts)}
+            if now_and_then:
+                self.rank_numbers[self.step]["ranks"] = counts
         self.numbers["gradient_norm"] = norm
-        if self.step % max(1, config.steps // _NORMS) == 0 or self.step == config.steps:
+        if now_and_then:
             self.numbers["delta_norm"] = self.adapters.norm()
         self.reader.put(self.step, self.numbers)
 
@@ -390,13 +412,14 @@ class _Run:
             left = seconds / max(1, step - self.first_step) * (self.config.steps - step)
             rate = self._rate(step - 1)
             recent = self.losses[-_SMOOTHED:]
-            record = {
+            record: dict[str, Any] = {
                 "step": step,
                 **{name: value for name, value in values.items() if "." not in name},
                 "smoothed_loss": sum(recent) / len(recent),
                 **band_means(values),
                 "learning_rate": rate,
                 "seconds": round(seconds, 3),
+                **self.rank_numbers.pop(step, {}),
             }
             self.log.write(**record)
             self.callbacks.record(record)
@@ -418,6 +441,7 @@ class _Run:
             adapters=adapters,
             optimizer=optimizers.state_tensors(self.optimizer),
             average=self._trained(),
+            ranks={} if self.ranks is None else self.ranks.tensors(),
         )
         checkpoints.save(self.folder, state, self.config.keep_last)
         self.saved_step = self.step
@@ -473,5 +497,8 @@ class _Run:
     def _result(self) -> TrainingResult:
         with self._averaged():
             deltas, tensors = self.adapters.deltas(), self.adapters.result()
+            ranks = {} if self.ranks is None else self.ranks.ranks()
         records = tuple(self.log.records)
-        return TrainingResult(deltas, tuple(self.losses), self.step, self.folder, self.config, records, tensors)
+        return TrainingResult(
+            deltas, tuple(self.losses), self.step, self.folder, self.config, records, tensors, ranks=ranks
+        )

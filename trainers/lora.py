@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from ..lora.suffixes import DOWN, UP, split
 from .adapters import Dora, LayerAdapter, LowRank, Method, inject
 from .layer_rules import LayerRule, plan_layers
 from .randomness import generator
+
+Kind = TypeVar("Kind", bound=LayerAdapter)
 
 Devices = torch.device | Mapping[str, torch.device] | None
 """Where adapters go: one for all, or one for each prefix of the layers' names; None: where the base weight lies."""
@@ -32,6 +35,10 @@ class Adapters:
             if isinstance(layer, LowRank):
                 there = layer.parameters()
                 yield name, there[DOWN], there[UP]
+
+    def of_kind(self, kind: type[Kind]) -> dict[str, Kind]:
+        """The layers whose adapter is of a kind, by canonical name."""
+        return {name: layer for name, layer in self._layers.items() if isinstance(layer, kind)}
 
     @torch.no_grad()
     def begin(self, seed: int, dtype: torch.dtype, device: Devices) -> None:

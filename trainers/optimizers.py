@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .lion import Lion
+from .resized import Resized
 
 log = logging.getLogger(__name__)
 
@@ -209,6 +210,30 @@ def load_state_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> N
             if isinstance(value, Tensor) and (key != "step" or fused[int(owner)]):
                 value = value.to(parameter.device)
             optimizer.state[parameter][key] = value
+
+
+RESIZABLE = ("adamw", "sgd", "lion")
+"""Those whose state is a number for each of a parameter's, and nothing else."""
+
+
+def resize(optimizer: Optimizer, changes: Sequence[Resized]) -> None:
+    """Go on with parameters of other sizes, each in its place, with the state of what is left of them.
+
+    What is new begins with moments of 0.
+    """
+    new = {change.old: change for change in changes}
+    for group in optimizer.param_groups:
+        group["params"] = [new[old].new if old in new else old for old in group["params"]]
+    for change in changes:
+        state = optimizer.state.pop(change.old, {})
+        for key, value in state.items():
+            if key in _AS_PARAMETER:
+                state[key] = change.fitted(value, _zeros)
+        optimizer.state[change.new] = state
+
+
+def _zeros(tensor: Tensor, count: int, dim: int) -> Tensor:
+    return torch.zeros_like(tensor.narrow(dim, 0, 1)).repeat_interleave(count, dim)
 
 
 def _check_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter], tensors: Mapping[str, Tensor]) -> None:

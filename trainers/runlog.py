@@ -25,7 +25,7 @@ class RunLog:
 
     def __init__(self, path: Path, start: int) -> None:
         kept: list[str] = []
-        self.records: list[dict[str, float]] = []
+        self.records: list[dict[str, Any]] = []
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
@@ -38,7 +38,7 @@ class RunLog:
         write_text(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
-    def write(self, **values: float) -> None:
+    def write(self, **values: Any) -> None:
         """Add a line."""
         self.records.append(values)
         self._file.write(json.dumps(values) + "\n")

@@ -29,6 +29,8 @@ METHODS = {
     "lokr": Method("lokr"),
     "lokr, factor 2": Method("lokr", lokr_factor=2),
     "oft": Method("oft"),
+    "adalora": Method("adalora"),
+    "adaptive": Method("adaptive"),
 }
 LAYERS = {
     "linear": lambda: nn.Linear(24, 36),

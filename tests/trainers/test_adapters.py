@@ -24,8 +24,10 @@ METHODS = [
     Method("loha"),
     Method("lokr"),
     Method("oft"),
+    Method("adalora"),
+    Method("adaptive"),
 ]
-RUN = TrainingConfig(steps=3, rank=2, alpha=1.0, learning_rate=1e-2, targets="all", batch_size=2, seed=5)
+RUN = TrainingConfig(steps=3, rank=2, target_rank=1, alpha=1.0, learning_rate=1e-2, targets="all", batch_size=2, seed=5)
 
 
 def name_of(method: Method) -> str:
