@@ -73,6 +73,7 @@ class LikenessLoadLoRA(io.ComfyNode):
                 io.Combo.Input(
                     "unknown_keys",
                     options=["refuse", "keep"],
+                    default="refuse",
                     optional=True,
                     tooltip="refuse: a file with keys that name no layer is an error. keep: they come along as they "
                     "are, so that Inspect LoRA lists them.",
