@@ -18,6 +18,12 @@ from .store import FAILED, Record, Store, missing
 from .sweep import Sweep, from_mapping, read
 
 HOST = "http://127.0.0.1:8188"
+EXAMPLE = (
+    'A sweep: {"graph": "dog_api.json", "axes": {"rank": {"inputs": ["LikenessTrainLoRA.rank", '
+    '"LikenessTrainLoRA.alpha"], "values": [4, 8, 16]}, "seed": {"inputs": "LikenessTrainLoRA.seed", '
+    '"values": [1, 2]}}, "replicates": ["seed"], "scores": {"fidelity": {"pictures": "Save Image", '
+    '"references": "photos"}}}. Workflow > Export (API) in ComfyUI saves the graph.'
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="experiments/run.py", description="Runs a sweep; see docs/experiments.md.")
+    parser = argparse.ArgumentParser(
+        prog="experiments/run.py", description="Runs a sweep; see docs/experiments.md.", epilog=EXAMPLE
+    )
     parser.add_argument("sweep", nargs="?", type=Path, help="the sweep's JSON; not needed with --table")
     parser.add_argument("--folder", type=Path, help="where runs, tables and plots go")
     parser.add_argument(
