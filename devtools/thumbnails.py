@@ -106,6 +106,7 @@ def cards() -> dict[str, Image.Image]:
         "train_style": card([shown("bear", "noto-v1"), shown("avocado", "noto-v1")], "a style", "any\nthing\nin it"),
         "train_two_subjects": card([doughnut[0], shown("duck", "noto")], "two", "one\nLoRA"),
         "train_low_memory": card(doughnut, "yours", "less\nmemory"),
+        "inspect_and_resize_lora": card(doughnut, "a LoRA", "what is\nin it,\nsmaller"),
     }
 
 
