@@ -28,7 +28,7 @@ class Estimate:
     """Bytes on the device at the worst moment of a step.
 
     Attributes:
-        weights: of the frozen model.
+        weights: of the frozen model, and of text encoders that learn with it.
         blocks: of each block's frozen weights.
         trained: fp32 adapter, gradient and optimizer.
         outside: activations kept outside of blocks.
@@ -95,7 +95,11 @@ class Estimate:
 
 
 def rehearse(
-    module: nn.Module, layers: Mapping[str, nn.Module], forward: Callable[[], Tensor], config: TrainingConfig
+    module: nn.Module,
+    layers: Mapping[str, nn.Module],
+    forward: Callable[[], Tensor],
+    config: TrainingConfig,
+    others: Sequence[nn.Module] = (),
 ) -> Estimate | None:
     """Run ``forward`` with tensors that have shapes but no numbers, and count what its graph keeps.
 
@@ -106,12 +110,14 @@ def rehearse(
         module: the Denoiser's, frozen, without adapters.
         layers: those that will be adapted: each is taken to keep its input.
         forward: makes its inputs anew and predicts.
+        others: text encoders that it goes through; their blocks are neither recomputed nor offloaded.
 
     Returns:
         None where the model does something that needs numbers.
     """
     blocks = blocks_of(module)
-    kept, inputs, seen = [0] * len(blocks), [0] * len(blocks), set(_storages(module.parameters()))
+    parameters = [parameter for each in (module, *others) for parameter in each.parameters()]
+    kept, inputs, seen = [0] * len(blocks), [0] * len(blocks), set(_storages(parameters))
     outside = 0
 
     def count(where: int | None) -> Callable[[Tensor], Tensor]:
@@ -146,7 +152,7 @@ def rehearse(
     try:
         with ExitStack() as stack:
             # Some models keep what they made (tables of positions); without numbers it must not stay.
-            for each in module.modules():
+            for each in (inner for outer in (module, *others) for inner in outer.modules()):
                 stack.callback(_put_back, each, dict(each.__dict__), dict(each._buffers))
             for index, block in enumerate(blocks):
                 stack.enter_context(replaced_forward(block, counting(block.forward, index)))
@@ -165,7 +171,7 @@ def rehearse(
         alive.clear()
     adapter = sum(config.rank * (weight.shape[0] + weight[0].numel()) for weight in learning)
     return Estimate(
-        weights=sum(map(_bytes, module.parameters())),
+        weights=sum(map(_bytes, parameters)),
         blocks=tuple(sum(map(_bytes, block.parameters())) for block in blocks),
         trained=adapter * 4 * (2 + _STATES.get(config.optimizer, 2)),
         outside=outside,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from ...trainers.config import TrainingConfig
 from ...trainers.dataset import TrainingSet
 from ...trainers.estimate import GIB, Estimate, rehearse
+from ...trainers.modules import trained_modules
 from ...trainers.targets import PREFIX, adaptable_layers, matched_layers
 from .denoiser import HostDenoiser
 
@@ -78,18 +81,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def estimated(denoiser: HostDenoiser, data: TrainingSet, config: TrainingConfig) -> Estimate | None:
     """What the largest batch of a run will take, or None where the model cannot be rehearsed."""
-    modules = {PREFIX: denoiser.module}
-    layers = adaptable_layers(modules)
-    matched = {name: layers[name] for name in matched_layers(modules, config.targets, config.target_pattern)}
+    trained = trained_modules(denoiser, config)
+    layers = adaptable_layers(trained.modules)
+    matched = {name: layers[name] for name in trained.layers}
     largest = max(data.examples, key=lambda example: example.latents.numel())
     count = config.batch_size * (2 if config.prior_weight > 0 else 1)
+    conds = [largest.cond] * count
+    if denoiser.text is not None:  # each caption of a batch goes through the encoders
+        conds = [replace(largest.cond, text=example.cond.text) for example in islice(cycle(data.examples), count)]
+        with torch.no_grad():  # encoders that do not learn keep what they made, and it must have numbers
+            denoiser.text.now(conds)
 
     def forward() -> Tensor:
         noisy = torch.empty(count, *largest.latents.shape, device=denoiser.device)
         sigma = torch.full((count,), 0.5, device=denoiser.device)
-        return denoiser.denoise(noisy, sigma, [largest.cond] * count)
+        return denoiser.denoise(noisy, sigma, conds)
 
-    return rehearse(denoiser.module, matched, forward, config)
+    others = [module for module in trained.modules.values() if module is not denoiser.module]
+    return rehearse(denoiser.module, matched, forward, config, others)
 
 
 class PeakMemory:

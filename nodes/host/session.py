@@ -53,6 +53,11 @@ class Trained:
     folder: Path
     clip: Any
     report: str = ""
+    result: TrainingResult | None = None
+
+    def outputs(self) -> tuple[Any, ...]:
+        """In the order of the node's outputs."""
+        return self.model, self.lora, self.curve, str(self.folder), self.clip, self.report
 
 
 def train_lora(
@@ -102,12 +107,12 @@ def train_lora(
         comfy.model_management.load_models_gpu([patcher, *texts.patchers], training_memory(patcher, config, largest))
         with ordinary_tensors(), autograd_weights(patcher.model), texts.training():
             peak = PeakMemory(patcher.load_device)
-            if not isinstance(texts, LiveText):  # text encoders that learn are not rehearsed
-                estimate = estimated(HostDenoiser(patcher, interrupt), data, config)
+            denoiser = HostDenoiser(patcher, interrupt, texts if isinstance(texts, LiveText) else None)
+            estimate = estimated(denoiser, data, config)
             if estimate is not None:
                 log.info("Likeness: %s", estimate.line(config))
                 reporter.text(estimate.line(config))
-            result = _train(patcher, texts, data, config, folder, checkpoint, previewer, reporter, interrupt)
+            result = _train(denoiser, data, config, folder, checkpoint, previewer, reporter, interrupt)
             report = describe_run(result, estimate, peak.line())
     except TrainingCancelled as cancelled:
         log.info("Likeness: %s Its checkpoint is in %s.", cancelled, folder)
@@ -125,7 +130,7 @@ def train_lora(
         raise InterruptProcessingException()
     reporter.text(f"trained {result.steps_done} steps, loss {result.losses[-1]:.4f}" if result.losses else "trained")
     patched, patched_clip = with_lora(model, clip, lora)
-    return Trained(patched, lora, curve, folder, patched_clip, report)
+    return Trained(patched, lora, curve, folder, patched_clip, report, result)
 
 
 def with_lora(
@@ -221,8 +226,7 @@ def _prior(
 
 
 def _train(
-    patcher: comfy.model_patcher.ModelPatcher,
-    texts: Texts,
+    denoiser: HostDenoiser,
     data: TrainingSet,
     config: TrainingConfig,
     folder: Path,
@@ -243,5 +247,4 @@ def _train(
             live.show(grid, step)
 
     callbacks = Callbacks(progress=reporter.step, cancelled=interrupt.cancelled, sample=sample, record=live.record)
-    denoiser = HostDenoiser(patcher, interrupt, texts if isinstance(texts, LiveText) else None)
     return train(denoiser, data, config, folder, callbacks, checkpoint)
