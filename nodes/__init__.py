@@ -19,12 +19,14 @@ from .resize_lora import LikenessResizeLoRA
 from .samples import LikenessSamplePrompts
 from .text_encoder_options import LikenessTextEncoderOptions
 from .train import LikenessTrainLoRA
+from .train_adaptive import LikenessTrainAdaptiveLoRA
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessDataset,
     LikenessCombineDatasets,
     LikenessCaptions,
     LikenessTrainLoRA,
+    LikenessTrainAdaptiveLoRA,
     LikenessTrainingOptions,
     LikenessLossOptions,
     LikenessAdapterOptions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -9,6 +10,83 @@ from comfy_api.latest import io
 from ..trainers.config import TrainingConfig
 from . import host
 from .types import Dataset, LoraModel, Prior, PriorKeeping, SamplePrompts, Samples, TrainingOptions
+
+
+def sockets(size: Sequence[io.Input]) -> list[io.Input]:
+    """What is asked of every run; ``size`` stands between the learning rate and the batch."""
+    return [
+        io.Model.Input("model", tooltip="The model to teach. LoRAs already applied stay in force."),
+        io.Clip.Input("clip", tooltip="Its text encoder. Trained only with Text Encoder Options (Likeness)."),
+        io.Vae.Input("vae", tooltip="Its VAE, used once for the pictures."),
+        Dataset.Input("dataset", tooltip="The pictures, from Dataset (Likeness)."),
+        io.Int.Input(
+            "steps",
+            default=500,
+            min=1,
+            max=1_000_000,
+            tooltip="Training steps in all, those of a resumed run included. 100 a picture is a good start.",
+        ),
+        io.Float.Input(
+            "learning_rate",
+            default=1e-4,
+            min=1e-9,
+            max=1e6,
+            step=1e-6,
+            round=1e-10,
+            tooltip="1e-4 is a good start; lower it when the loss grows or pictures break.",
+        ),
+        *size,
+        io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="Pictures a batch; more needs memory."),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=False,
+            tooltip="Decides all that is random. The same seed gives the same LoRA.",
+        ),
+        TrainingOptions.Input("options", optional=True, tooltip="From Training Options (Likeness)."),
+        SamplePrompts.Input("samples", optional=True, tooltip="From Sample Prompts (Likeness)."),
+        io.String.Input(
+            "run_name",
+            optional=True,
+            default="",
+            tooltip="Name of the run's folder. Empty: trigger word and time. A taken name gets a number.",
+        ),
+        io.String.Input(
+            "resume_from",
+            optional=True,
+            default="",
+            tooltip="A run's name, or the path of its folder or of one checkpoint: goes on from there exactly.",
+        ),
+        PriorKeeping.Input(
+            "prior",
+            optional=True,
+            tooltip="From Prior Preservation (Likeness): keeps the model from forgetting other subjects.",
+        ),
+    ]
+
+
+def outlets() -> list[io.Output]:
+    """What every run gives."""
+    return [
+        io.Model.Output(display_name="model", tooltip="The model with the LoRA applied at strength 1."),
+        LoraModel.Output(display_name="lora", tooltip="The LoRA, for Save LoRA (Likeness)."),
+        io.Image.Output(display_name="loss_curve", tooltip="Loss over steps, smoothed and raw."),
+        io.String.Output(display_name="run_folder", tooltip="Where log, samples and checkpoints are."),
+        io.Clip.Output(
+            display_name="clip", tooltip="The text encoder with the LoRA applied, where it was trained, too."
+        ),
+        io.String.Output(
+            display_name="report",
+            tooltip="Memory taken and estimated, time of a step, size of what was trained.",
+        ),
+    ]
+
+
+def alpha_input(tooltip: str) -> io.Input:
+    """alpha."""
+    return io.Float.Input("alpha", default=16.0, min=0.001, max=100_000.0, step=1.0, round=0.001, tooltip=tooltip)
 
 
 class LikenessTrainLoRA(io.ComfyNode):
@@ -25,79 +103,15 @@ class LikenessTrainLoRA(io.ComfyNode):
             "from. Everything about the run is kept in the output folder, below likeness/.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
-            inputs=[
-                io.Model.Input("model", tooltip="The model to teach. LoRAs already applied stay in force."),
-                io.Clip.Input("clip", tooltip="Its text encoder. Trained only with Text Encoder Options (Likeness)."),
-                io.Vae.Input("vae", tooltip="Its VAE, used once for the pictures."),
-                Dataset.Input("dataset", tooltip="The pictures, from Dataset (Likeness)."),
-                io.Int.Input(
-                    "steps",
-                    default=500,
-                    min=1,
-                    max=1_000_000,
-                    tooltip="Training steps in all, those of a resumed run included. 100 a picture is a good start.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=1e-4,
-                    min=1e-9,
-                    max=1e6,
-                    step=1e-6,
-                    round=1e-10,
-                    tooltip="1e-4 is a good start; lower it when the loss grows or pictures break.",
-                ),
-                io.Int.Input("rank", default=16, min=1, max=4096, tooltip="Capacity of the LoRA, and its file size."),
-                io.Float.Input(
-                    "alpha",
-                    default=16.0,
-                    min=0.001,
-                    max=100_000.0,
-                    step=1.0,
-                    round=0.001,
-                    tooltip="The LoRA is scaled by alpha / rank: equal to rank means 1.",
-                ),
-                io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="Pictures a batch; more needs memory."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Decides all that is random. The same seed gives the same LoRA.",
-                ),
-                TrainingOptions.Input("options", optional=True, tooltip="From Training Options (Likeness)."),
-                SamplePrompts.Input("samples", optional=True, tooltip="From Sample Prompts (Likeness)."),
-                io.String.Input(
-                    "run_name",
-                    optional=True,
-                    default="",
-                    tooltip="Name of the run's folder. Empty: trigger word and time. A taken name gets a number.",
-                ),
-                io.String.Input(
-                    "resume_from",
-                    optional=True,
-                    default="",
-                    tooltip="A run's name, or the path of its folder or of one checkpoint: goes on from there exactly.",
-                ),
-                PriorKeeping.Input(
-                    "prior",
-                    optional=True,
-                    tooltip="From Prior Preservation (Likeness): keeps the model from forgetting other subjects.",
-                ),
-            ],
-            outputs=[
-                io.Model.Output(display_name="model", tooltip="The model with the LoRA applied at strength 1."),
-                LoraModel.Output(display_name="lora", tooltip="The LoRA, for Save LoRA (Likeness)."),
-                io.Image.Output(display_name="loss_curve", tooltip="Loss over steps, smoothed and raw."),
-                io.String.Output(display_name="run_folder", tooltip="Where log, samples and checkpoints are."),
-                io.Clip.Output(
-                    display_name="clip", tooltip="The text encoder with the LoRA applied, where it was trained, too."
-                ),
-                io.String.Output(
-                    display_name="report",
-                    tooltip="Memory taken and estimated, time of a step, size of what was trained.",
-                ),
-            ],
+            inputs=sockets(
+                [
+                    io.Int.Input(
+                        "rank", default=16, min=1, max=4096, tooltip="Capacity of the LoRA, and its file size."
+                    ),
+                    alpha_input("The LoRA is scaled by alpha / rank: equal to rank means 1."),
+                ]
+            ),
+            outputs=outlets(),
         )
 
     @classmethod
@@ -142,6 +156,4 @@ class LikenessTrainLoRA(io.ComfyNode):
             resume_from=resume_from,
             node_id=cls.hidden.unique_id,
         )
-        return io.NodeOutput(
-            trained.model, trained.lora, trained.curve, str(trained.folder), trained.clip, trained.report
-        )
+        return io.NodeOutput(*trained.outputs())

@@ -183,7 +183,8 @@ class AdaptiveRanks:
 
     def penalty(self) -> Tensor | None:
         """The entropy of cross-attention, where it is asked for. The regulariser of the rank is :meth:`step`'s."""
-        return self.entropy() if self.entropy is not None else None
+        entropy = self.entropy() if self.entropy is not None else None
+        return None if entropy is None else self.config.entropy_weight * entropy
 
     def gradient(self, unscale: float) -> None:
         """From the layers' weights, and the regulariser, back to ν: once a step, however many batches it has."""

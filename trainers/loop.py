@@ -17,6 +17,7 @@ from torch import Tensor
 from ..lora.delta import LowRankDelta
 from . import checkpoints, optimizers
 from .adapters import Method
+from .attention_entropy import cross_attention_entropy
 from .bands import band_edges, band_means, band_sums, named_sums
 from .batches import Batch, Batches, check_data
 from .checkpoints import Checkpoint
@@ -31,7 +32,7 @@ from .modules import trained_modules
 from .objectives import diffusion_loss
 from .prior import PriorBatches
 from .randomness import derived_seed, generator
-from .ranks import LayerRank, rank_control
+from .ranks import LayerRank, RankControl, rank_control
 from .rebinding import Rebinding
 from .runlog import LossReader, RunLog
 from .schedule import rate_factor
@@ -182,7 +183,11 @@ def train(
             )
         )
         economies = stack.enter_context(economised(denoiser.module, trained.modules, config, denoiser.device))
-        run = _Run(denoiser, data, config, folder, callbacks or Callbacks(), adapters, start, rate)
+        entropy = None
+        if config.algorithm == "adaptive" and config.entropy_weight:
+            entropy = stack.enter_context(cross_attention_entropy(denoiser.module))
+        ranks = rank_control(adapters, config, entropy)
+        run = _Run(denoiser, data, config, folder, callbacks or Callbacks(), adapters, start, rate, ranks)
         stack.callback(run.log.close)
         result = run.go()
         seconds = (time.monotonic() - run.began) / max(1, result.steps_done - run.first_step)
@@ -219,13 +224,13 @@ class _Run:
         adapters: Adapters,
         start: Checkpoint | None,
         rate: Callable[[int], float] | None = None,
+        ranks: RankControl | None = None,
     ) -> None:
-        self.rate = rate
+        self.rate, self.ranks = rate, ranks
         self.denoiser, self.config, self.folder, self.callbacks = denoiser, config, folder, callbacks
         self.adapters = adapters
-        self.ranks = rank_control(adapters, config)
-        if self.ranks is not None and start is not None:
-            self.ranks.load(start.ranks)
+        if ranks is not None and start is not None:
+            ranks.load(start.ranks)
         self.rank_numbers: dict[int, dict[str, Any]] = {}
         self.parameters = adapters.parameters()
         kind = denoiser.parameterisation, getattr(denoiser, "patch_size", 2)

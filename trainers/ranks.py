@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,12 +65,18 @@ class RankControl(Protocol):
         """
 
 
-def rank_control(adapters: Adapters, config: TrainingConfig) -> RankControl | None:
-    """Of a configuration's algorithm; None where its ranks are fixed."""
+def rank_control(
+    adapters: Adapters, config: TrainingConfig, entropy: Callable[[], Tensor | None] | None = None
+) -> RankControl | None:
+    """Of a configuration's algorithm; None where its ranks are fixed.
+
+    Args:
+        entropy: of the last forward pass, see :mod:`.attention_entropy`.
+    """
     if config.algorithm == "adaptive":
         from .adaptive_rank import AdaptiveRanks
 
-        return AdaptiveRanks(adapters, config)
+        return AdaptiveRanks(adapters, config, entropy)
     if config.algorithm == "adalora":
         from .adalora import AllocatedRanks
 
