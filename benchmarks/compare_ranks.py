@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -50,6 +51,7 @@ PARETO = {"x": "prompt", "y": "fidelity", "size": "megabytes", "colour": "family
 
 def main() -> int:
     args = arguments()
+    signal.signal(signal.SIGTERM, _stop)
     began, subjects = time.monotonic(), graphs.SUBJECTS[: args.subjects]
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(args.threads)
     base = make_base(args.folder / "base")
@@ -87,6 +89,10 @@ def main() -> int:
     for record in broken:
         print(f"{record.status} {record.values}: {record.error.get('message', '')}", file=sys.stderr)
     return 0 if findings and all(finding.ok for finding in findings) and not broken else 1
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt  # so that the server is stopped too
 
 
 def say(number: int, count: int, record: Record) -> None:
@@ -129,6 +135,9 @@ def arguments() -> argparse.Namespace:
     def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",") if part]
 
+    def shares(text: str) -> list[float]:
+        return [float(part) for part in text.split(",") if part]
+
     parser.add_argument("--quick", action="store_true", help="2 subjects, 1 seed, ranks 1, 4, 16, 100 steps")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="runs, LoRAs, tables and plots")
     parser.add_argument("--steps", type=int, default=200)
@@ -143,6 +152,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--adaptive", default="{}", help='more inputs of adaptive rank, as JSON: {"rank_lr": 0.01}')
     parser.add_argument("--adalora", type=numbers, default=[8], help="ranks of AdaLoRA; empty: none")
     parser.add_argument("--resized", type=numbers, default=[1, 2, 4, 8, 16], help="ranks to cut the largest one to")
+    parser.add_argument("--energies", type=shares, default=[0.9], help="shares of each layer's energy to cut it to")
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--changed", action="store_true", help="the folder's runs were made with other settings: anew")
     args = parser.parse_args()
@@ -156,4 +166,7 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")

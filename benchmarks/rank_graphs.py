@@ -43,7 +43,7 @@ def sweeps(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str]) ->
     families = {
         "adaptive": (training(info, args, ADAPTIVE, **json.loads(args.adaptive)), targeted(args.targets)),
         "adalora": (adalora(info, args), budgeted(args.adalora)),
-        "resized": (resized, cut(smaller, largest)),
+        "resized": (resized, cut(smaller, args.energies, largest)),
     }
     for family, (graph, methods) in families.items():
         if graph is None:
@@ -70,9 +70,12 @@ def budgeted(ranks: Sequence[int]) -> list[Any]:
     ]
 
 
-def cut(ranks: Sequence[int], largest: int) -> list[Any]:
-    loaded = f"{SAVED.replace('{method}', f'rank {largest}')}.safetensors"
-    return [{"label": f"{largest} cut to {r}", "set": {"resize.rank": r, "load.lora_name": loaded}} for r in ranks]
+def cut(ranks: Sequence[int], energies: Sequence[float], largest: int) -> list[Any]:
+    """The largest fixed rank's file, each layer cut to a rank, or to the smallest that keeps a share of its energy."""
+    loaded = {"load.lora_name": f"{SAVED.replace('{method}', f'rank {largest}')}.safetensors"}
+    settings = {f"{largest} cut to {rank}": {"resize.mode": "rank", "resize.rank": rank} for rank in ranks}
+    settings |= {f"{largest} cut to energy {e:g}": {"resize.mode": "energy", "resize.energy": e} for e in energies}
+    return [{"label": label, "set": {**loaded, **given}} for label, given in settings.items()]
 
 
 def node(info: Mapping[str, Any], kind: str, **inputs: Any) -> dict[str, Any]:
