@@ -130,7 +130,7 @@ def build(
 
 
 LEARNING_RATE = 8e-4
-STEPS = {"tiny-unet": (2500, 9000, 16), "tiny-mmdit": (1000, 8000, 64)}  # the VAE's, the model's, the model's batch
+STEPS = {"tiny-unet": (2500, 9000, 16), "tiny-mmdit": (1000, 3000, 64)}  # the VAE's, the model's, the model's batch
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -139,7 +139,7 @@ if __name__ == "__main__":
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with CLIP-L's vocab.json and merges.txt")
     parser.add_argument("--work", type=Path, default=Path(__file__).parent.parent / ".tinyworld")
     parser.add_argument("--vae-steps", type=int, help="default: 2500, or 1000 for tiny-mmdit")
-    parser.add_argument("--steps", "--unet-steps", type=int, help="default: 9000, or 8000 for tiny-mmdit")
+    parser.add_argument("--steps", "--unet-steps", type=int, help="default: 9000, or 3000 for tiny-mmdit")
     parser.add_argument("--batch", type=int, help="default: 16, or 64 for tiny-mmdit")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
