@@ -1,8 +1,7 @@
-"""The one base model that every contender trains: an SD1.5-family UNet with random weights, 176 million parameters.
+"""The base model that every contender trains: made by diffusers, written once under the host's names, read by each.
 
-It is made by diffusers (seeded), written once under the host's names, and read back by each contender: by the host's
-own loader, or into a diffusers UNet through the host's own table of names (``comfy.utils.unet_to_diffusers``). So the
-tensors are the same ones, and with SDPA the two networks' outputs differ by 0.0 (``train_step.py`` checks it).
+It is read by the host's own classes, or into diffusers' model through the host's own table of names. So the tensors
+are the same ones, and with SDPA the two networks' outputs agree (``train_step.py`` checks it).
 """
 
 from __future__ import annotations
@@ -15,33 +14,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from models import Model, names
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
-PREFIX = "model.diffusion_model."
-LATENT = (4, 16, 16)
-TEXT = (77, 768)
-RES_BLOCKS = [1, 1, 1]
-UNET: dict[str, Any] = {
-    "sample_size": 16,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (320, 640, 640),
-    "layers_per_block": 1,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
-    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
-}
-# The same in the words of the host's own table.
-HOST_UNET: dict[str, Any] = {
-    "num_res_blocks": RES_BLOCKS,
-    "channel_mult": [1, 2, 2],
-    "transformer_depth": [1, 1, 1],
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1],
-    "transformer_depth_middle": 1,
-}
 
 
 def host_folder() -> Path:
@@ -82,56 +59,105 @@ def open_pack() -> ModuleType:
     return pack
 
 
-def diffusers_names() -> dict[str, str]:
-    """diffusers tensor name -> host tensor name, by the host's own table."""
-    import comfy.utils
-
-    return dict(comfy.utils.unet_to_diffusers({k: list(v) if isinstance(v, list) else v for k, v in HOST_UNET.items()}))
-
-
-def diffusers_layers() -> dict[str, str]:
-    """diffusers layer name -> host layer name (without `diffusion_model.`)."""
-    return {
-        k.removesuffix(".weight"): v.removesuffix(".weight")
-        for k, v in diffusers_names().items()
-        if k.endswith(".weight")
-    }
-
-
-def write_weights(path: Path, seed: int) -> None:
-    """Draw the weights and write them under the host's names."""
+def _peer_class(model: Model) -> Any:
     import diffusers
 
+    return getattr(diffusers, model.peer)
+
+
+def write_weights(model: Model, path: Path, seed: int) -> int:
+    """Draw the weights and write them under the host's names; returns how many numbers they are."""
     torch.manual_seed(seed)
-    unet: Any = diffusers.UNet2DConditionModel(**UNET)  # type: ignore[no-untyped-call]
-    names = diffusers_names()
-    save_file({PREFIX + names[k]: v.contiguous() for k, v in unet.state_dict().items()}, str(path))
+    peer = _peer_class(model)(**model.config)
+    table = names(model)
+    parts: dict[str, list[tuple[int, Tensor]]] = {}
+    for key, tensor in peer.state_dict().items():
+        entry = table[key]
+        start = entry.rows[0] if entry.rows else 0
+        parts.setdefault(entry.name, []).append((start, entry.turn(tensor) if entry.turn else tensor))
+    tensors = {
+        name: torch.cat([tensor for _, tensor in sorted(found, key=lambda part: part[0])]).contiguous()
+        for name, found in parts.items()
+    }
+    save_file(tensors, str(path))
+    return sum(tensor.numel() for tensor in tensors.values())
 
 
-def load_in_host(path: Path) -> Any:
+def load_in_host(model: Model, path: Path) -> Any:
     """A MODEL of the host (a ModelPatcher), fp32, on the CPU, its parameters frozen."""
-    import comfy.sd
+    import comfy.model_detection
+    import comfy.model_patcher
+    import comfy.supported_models
 
+    # Made directly: by its own detection the host takes a model with fewer blocks than the real one for none it knows.
+    tensors, device = load_file(str(path)), torch.device("cpu")
+    found = comfy.model_detection.detect_unet_config(tensors, "")
+    blocks = {key: value for key, value in model.host.items() if key == "num_blocks"}
     with torch.inference_mode(False):
-        patcher = comfy.sd.load_diffusion_model_state_dict(load_file(str(path)), model_options={"dtype": torch.float32})
-    if patcher is None:
-        raise ValueError("the host did not recognise the benchmark's UNet: compare HOST_UNET with its model_detection")
-    patcher.model.requires_grad_(False)
-    patcher.model.eval()
-    return patcher
+        config = getattr(comfy.supported_models, model.kind)({**found, **blocks, "dtype": torch.float32})
+        config.set_inference_dtype(torch.float32, None)
+        made = config.get_model({}, "", device=device)
+        made.diffusion_model.load_state_dict(tensors, strict=True)
+    made.requires_grad_(False)
+    made.eval()
+    return comfy.model_patcher.ModelPatcher(made, load_device=device, offload_device=device)
 
 
-def load_in_diffusers(path: Path) -> Any:
-    """The same tensors in a diffusers UNet, fp32, frozen."""
-    import diffusers
-
+def load_in_diffusers(model: Model, path: Path) -> Any:
+    """The same tensors in diffusers' model, fp32, frozen."""
     with torch.device("meta"):
-        unet: Any = diffusers.UNet2DConditionModel(**UNET)  # type: ignore[no-untyped-call]
-    unet.to_empty(device="cpu")
-    theirs = load_file(str(path))
-    names = diffusers_names()
-    tensors: dict[str, Tensor] = {k: theirs[PREFIX + names[k]] for k in unet.state_dict()}
-    unet.load_state_dict(tensors, strict=True)
-    unet.requires_grad_(False)
-    unet.eval()
-    return unet
+        peer = _peer_class(model)(**model.config)
+    peer.to_empty(device="cpu")
+    theirs, table = load_file(str(path)), names(model)
+    tensors: dict[str, Tensor] = {}
+    for key in peer.state_dict():
+        entry = table[key]
+        tensor = theirs[entry.name]
+        if entry.rows is not None:
+            tensor = tensor.narrow(0, *entry.rows)
+        tensors[key] = entry.turn(tensor) if entry.turn else tensor
+    peer.load_state_dict(tensors, strict=True)
+    peer.requires_grad_(False)
+    if hasattr(peer, "fuse_qkv_projections") and model.flow:
+        # Layers as the host has them, q, k and v in one: so both train the same matrices.
+        peer.fuse_qkv_projections()
+        for block in peer.transformer_blocks:
+            for name in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"):
+                delattr(block.attn, name)
+    peer.eval()
+    return peer
+
+
+def conditioning(text: Tensor, pooled: Tensor) -> list[list[Any]]:
+    """One picture's text (tokens, width) and pooled text (width,) as the host's CONDITIONING."""
+    return [[text[None], {"pooled_output": pooled[None]} if pooled.numel() else {}]]
+
+
+def host_arguments(patcher: Any, text: Tensor, pooled: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    """What `apply_model` takes besides: of texts (B, tokens, width), pooled (B, width) and latents (B, C, H, W)."""
+    height, width = (8 * side for side in noise.shape[-2:])
+    conds = patcher.model.extra_conds(
+        noise=noise,
+        device=noise.device,
+        cross_attn=text,
+        width=width,
+        height=height,
+        prompt_type="positive",
+        **({"pooled_output": pooled} if pooled.numel() else {}),
+    )
+    return {name: cond.cond for name, cond in conds.items()}
+
+
+def peer_forward(model: Model, peer: Any, noisy: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
+    """diffusers' model, as its training scripts call it: noisy (B, C, H, W), t (B,), text and pooled as above."""
+    if model.flow:
+        out = peer(
+            hidden_states=noisy, timestep=t, encoder_hidden_states=text, pooled_projections=pooled, return_dict=False
+        )
+    else:
+        height, width = (8 * side for side in noisy.shape[-2:])
+        ids = torch.tensor([[height, width, 0, 0, height, width]] * len(noisy), dtype=noisy.dtype)
+        more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}} if model.pooled else {}
+        out = peer(noisy, t, encoder_hidden_states=text, return_dict=False, **more)
+    result: Tensor = out[0]
+    return result

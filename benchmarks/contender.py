@@ -17,6 +17,7 @@ import base_model
 import memory
 import torch
 from gate import Gate
+from models import MODELS, Model
 from stream import Stream
 
 
@@ -25,6 +26,7 @@ class Job:
     """What the conductor wants of this process."""
 
     who: str
+    model_name: str  # of models.MODELS
     targets: str  # attention | all
     checkpointing: bool
     steps: int  # all steps of the run, the gated ones and one more
@@ -34,6 +36,10 @@ class Job:
     seed: int
     threads: int
     folder: str  # weights.safetensors, stream.safetensors; exports go here too
+
+    @property
+    def model(self) -> Model:
+        return MODELS[self.model_name]
 
     @property
     def name(self) -> str:
@@ -81,30 +87,30 @@ def prepare(job: Job) -> tuple[Runner, Any]:
     """
     import comfy_extras.nodes_train  # noqa: F401
     import peft  # noqa: F401
-    from diffusers import DDPMScheduler, UNet2DConditionModel  # noqa: F401
+    from diffusers import DDPMScheduler, SD3Transformer2DModel, UNet2DConditionModel  # noqa: F401
 
     weights = job.path("weights.safetensors")
     if job.who == "peft+diffusers":
         import peer_peft
 
-        return peer_peft.run, base_model.load_in_diffusers(weights)
+        return peer_peft.run, base_model.load_in_diffusers(job.model, weights)
     if job.who == "built-in":
         import peer_builtin
 
-        return peer_builtin.run, base_model.load_in_host(weights)
+        return peer_builtin.run, base_model.load_in_host(job.model, weights)
     if job.who == "floor":
         import floor
 
-        return floor.run, base_model.load_in_host(weights)
-    if job.who == "Likeness":
+        return floor.run, base_model.load_in_host(job.model, weights)
+    if job.who in ("Likeness", "Likeness adaptive"):
         base_model.open_pack()
         import ours
 
-        return ours.run, base_model.load_in_host(weights)
+        return ours.run, base_model.load_in_host(job.model, weights)
     if job.who == "compare":
         import equality
 
-        return equality.run, base_model.load_in_host(weights)
+        return equality.run, base_model.load_in_host(job.model, weights)
     raise ValueError(f"no contender {job.who!r}")
 
 

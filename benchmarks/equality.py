@@ -19,28 +19,29 @@ if TYPE_CHECKING:
 def run(job: Job, stream: Stream, gate: Gate, patcher: Any) -> dict[str, Any]:
     """Outputs of the host's model with each exported file in it, by the host's own LoRA loader.
 
-    Returns: `networks`, the largest difference of the two bare networks; `effect`, how far Likeness' LoRA moves the
-    output; `exports`, how far the peer's moves it elsewhere, as a share of that; `unmatched`, keys the host refused.
+    Returns: `networks`, the largest difference of the two bare networks, in standard deviations of the output;
+    `effect`, how far Likeness' LoRA moves the output; `exports`, how far the peer's moves it elsewhere, as a share of
+    that; `unmatched`, keys the host refused.
     """
-    base, unet = patcher.model, base_model.load_in_diffusers(job.path("weights.safetensors"))
-    sigma, x0, noise = stream.sigma[:1], stream.x0[:1], stream.noise[:1]
-    text = stream.text[int(stream.picture[0])][None]
-    t = timestep(sigma)
+    base, peer = patcher.model, base_model.load_in_diffusers(job.model, job.path("weights.safetensors"))
+    sigma, x0, noise = stream.sigma[0], stream.x0[0], stream.noise[0]
+    texts, t = stream.texts(0), timestep(sigma, job.model.flow)
+    arguments = base_model.host_arguments(patcher, *texts, x0)
+    arguments["context"] = arguments.pop("c_crossattn")
     scaled = base.model_sampling.calculate_input(sigma, base.model_sampling.noise_scaling(sigma, noise, x0))
-    theirs = unet(scaled, t, encoder_hidden_states=text, return_dict=False)[0]
-    ours = base.diffusion_model(scaled, t.float(), context=text)
-    bare = base.diffusion_model(scaled, t.float(), context=text)
+    theirs = base_model.peer_forward(job.model, peer, scaled, t, *texts)
+    bare = base.diffusion_model(scaled, t.float(), **arguments)
     outputs: dict[str, Tensor] = {}
     unmatched: dict[str, int] = {}
     mode = "ckpt" if job.checkpointing else "plain"
     for who in ("Likeness", "peft+diffusers"):
         tensors = load_file(str(job.path(f"{who}-{job.targets}-{mode}.safetensors")))
         with_lora, unmatched[who] = _loaded(patcher, tensors)
-        outputs[who] = with_lora.model.diffusion_model(scaled, t.float(), context=text)
+        outputs[who] = with_lora.model.diffusion_model(scaled, t.float(), **arguments)
         with_lora.unpatch_model()
     effect = float((outputs["Likeness"] - bare).norm())
     return {
-        "networks": float((ours - theirs).abs().max()),
+        "networks": float((bare - theirs).abs().max() / bare.std()),
         "effect": effect / float(bare.norm()),
         "exports": float((outputs["Likeness"] - outputs["peft+diffusers"]).norm()) / effect,
         "unmatched": sum(unmatched.values()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
+import base_model
 from gate import Gate
 from stream import Stream
 
@@ -17,12 +17,10 @@ def run(job: Job, stream: Stream, gate: Gate, patcher: Any) -> dict[str, Any]:
     losses = []
     for i in range(job.steps):
         gate.step()
-        sigma = stream.sigma[i : i + 1]
-        x0, noise = stream.x0[i : i + 1], stream.noise[i : i + 1]
+        sigma, x0, noise = stream.sigma[i], stream.x0[i], stream.noise[i]
         noisy = base.model_sampling.noise_scaling(sigma, noise, x0).requires_grad_(True)
-        text = stream.text[int(stream.picture[i])][None]
-        predicted = base.apply_model(noisy, sigma, c_crossattn=text)
-        loss = torch.nn.functional.mse_loss(predicted, x0) / sigma.square().mean()
+        predicted = base.apply_model(noisy, sigma, **base_model.host_arguments(patcher, *stream.texts(i), x0))
+        loss = ((predicted - x0) / sigma.view(-1, 1, 1, 1)).square().mean()
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(float(loss.detach()))
     return {"losses": losses}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import base_model
 import torch
 from gate import Gate
+from models import Model
 from safetensors.torch import save_file
 from stream import Stream, cached
 from torch import Tensor, nn
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from contender import Job
 
-SAME = {"max_grad_norm": 0.0, "weight_decay": 0.01, "batch_size": 1, "timestep_sampling": "uniform"}
+SAME = {"max_grad_norm": 0.0, "weight_decay": 0.01, "timestep_sampling": "uniform"}
 """What the peers do: no clipping (the built-in node has none), torch's AdamW defaults, uniform σ."""
 
 
@@ -30,11 +33,11 @@ class Watched:
         self.parameterisation = denoiser.parameterisation
         self.sigmas: Tensor = denoiser.sigmas
         self.device: torch.device = denoiser.device
-        self.sigma: list[float] = []
+        self.sigma: list[Tensor] = []
         self.first_noise: Tensor | None = None
 
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latents: Tensor) -> Tensor:
-        self.sigma.append(float(sigma))
+        self.sigma.append(sigma.clone())
         if self.first_noise is None:
             self.first_noise = noise.detach().clone()
         noisy: Tensor = self._denoiser.noise_scaling(sigma, noise, latents)
@@ -77,65 +80,84 @@ def run(job: Job, stream: Stream, gate: Gate, patcher: Any) -> dict[str, Any]:
         alpha=job.alpha,
         seed=job.seed,
         targets=job.targets,
+        batch_size=job.model.batch,
         gradient_checkpointing=job.checkpointing,
         **SAME,
     )
+    if job.who == "Likeness adaptive":  # the same mean rank, as far as it stays there
+        config = replace(config, algorithm="adaptive", target_rank=job.rank)
     with ordinary_tensors(), autograd_weights(patcher.model), tempfile.TemporaryDirectory() as folder:
         denoiser = Watched(HostDenoiser(patcher), gate, job.init_file())
         conds = [
-            detach_cond(make_cond(patcher, [[text[None], {}]], latents[None], {}), denoiser.device)
-            for text, latents in zip(stream.text, stream.latents, strict=True)
+            detach_cond(make_cond(patcher, base_model.conditioning(*text), latents[None], {}), denoiser.device)
+            for *text, latents in zip(stream.text, stream.pooled, stream.latents, strict=True)
         ]
         examples = tuple(
             Example(latents=x, flipped=None, cond=cond, mask=None)
             for x, cond in zip(stream.latents, conds, strict=True)
         )
         result = train(denoiser, TrainingSet(examples=examples, empty=conds[0]), config, Path(folder), Callbacks())
-    named = rename(from_deltas(result.deltas), "kohya", base_model.RES_BLOCKS)
+    scheme = ("comfy",) if job.model.flow else ("kohya", job.model.res_blocks)
+    named = rename(from_deltas(result.deltas), *scheme)
     write_safetensors(job.path(job.name + ".safetensors"), named, {})
     assert denoiser.first_noise is not None
-    drawn = max(abs(a - float(b)) for a, b in zip(denoiser.sigma, stream.sigma, strict=True))
+    drawn = float((torch.stack(denoiser.sigma) - stream.sigma).abs().max())
     return {
         "losses": list(result.losses),
         "layers": len(result.deltas),
         "names": sorted(name.removeprefix("diffusion_model.") for name in result.deltas),
-        "stream_differs_by": max(drawn, float((denoiser.first_noise - stream.noise[:1]).abs().max())),
+        "mean_rank": fmean(record.get("mean_rank", job.rank) for record in result.records),
+        "stream_differs_by": max(drawn, float((denoiser.first_noise - stream.noise[0]).abs().max())),
     }
 
 
 class _Recorder:
     """The smallest Denoiser: it predicts with one layer, and writes down what it is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Model) -> None:
         import comfy.model_sampling
+        import comfy.supported_models
 
-        self.module = nn.ModuleDict({"attn1": nn.ModuleDict({"to_q": nn.Linear(16, 16)})})
-        self.parameterisation = "eps"
-        self.sigmas = comfy.model_sampling.ModelSamplingDiscrete().sigmas
+        width = model.latent[-1]
+        self.module = nn.ModuleDict({"attn1": nn.ModuleDict({"to_q": nn.Linear(width, width)})})
+        self.parameterisation = "flow" if model.flow else "eps"
+        known = comfy.model_sampling
+        sampling = known.ModelSamplingDiscreteFlow if model.flow else known.ModelSamplingDiscrete
+        self.sigmas = sampling(getattr(comfy.supported_models, model.kind)({})).sigmas
         self.device = torch.device("cpu")
         self.asked: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latents: Tensor) -> Tensor:
         self.asked.append((sigma.clone(), noise.clone(), latents.clone()))
-        return latents + sigma.view(-1, 1, 1, 1) * noise
+        level = sigma.view(-1, 1, 1, 1)
+        return latents * (1 - level if self.parameterisation == "flow" else 1) + level * noise
 
     def denoise(self, noisy: Tensor, sigma: Tensor, conds: Sequence[Any]) -> Tensor:
         predicted: Tensor = self.module["attn1"].to_q(noisy)  # type: ignore[operator]
         return predicted
 
 
-def draw_stream(steps: int, seed: int) -> Stream:
+def draw_stream(model: Model, steps: int, seed: int) -> Stream:
     """What Likeness' loop draws in `steps` steps, by running it on a network of one layer."""
     from likeness.trainers.config import TrainingConfig
     from likeness.trainers.dataset import Example, TrainingSet
     from likeness.trainers.loop import Callbacks, train
 
-    latents, text = cached(seed)
-    recorder = _Recorder()
+    latents, text, pooled = cached(model, seed)
+    recorder = _Recorder(model)
     examples = tuple(Example(latents=x, flipped=None, cond=i, mask=None) for i, x in enumerate(latents))
-    config = TrainingConfig(steps=steps, learning_rate=1e-6, rank=1, alpha=1.0, seed=seed, targets="attention", **SAME)
+    config = TrainingConfig(
+        steps=steps,
+        learning_rate=1e-6,
+        rank=1,
+        alpha=1.0,
+        seed=seed,
+        targets="attention",
+        batch_size=model.batch,
+        **SAME,
+    )
     with tempfile.TemporaryDirectory() as folder:
         train(recorder, TrainingSet(examples=examples, empty=0), config, Path(folder), Callbacks())
-    sigma, noise, x0 = (torch.cat(parts) for parts in zip(*recorder.asked, strict=True))
-    picture = (x0[:, None] - latents[None]).abs().flatten(2).sum(2).argmin(1)
-    return Stream(x0=x0, noise=noise, sigma=sigma, picture=picture, latents=latents, text=text)
+    sigma, noise, x0 = (torch.stack(parts) for parts in zip(*recorder.asked, strict=True))
+    picture = (x0[:, :, None] - latents[None, None]).abs().flatten(3).sum(3).argmin(2)
+    return Stream(x0=x0, noise=noise, sigma=sigma, picture=picture, latents=latents, text=text, pooled=pooled)

@@ -2,13 +2,14 @@
 
 What cannot be matched: it trains every layer that has a weight (no targets) and every bias and norm too, with alpha 1.
 0.3.75 dies on one latent (`multi_res` is unbound), so it gets two, as a list; and its loss is the x0 error without a
-weight, so step 1 is compared after division by σ².
+weight, so step 1 is compared after division by σ², where the batch has one σ.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import base_model
 import torch
 from gate import Gate
 from stream import Stream
@@ -31,28 +32,28 @@ def run(job: Job, stream: Stream, gate: Gate, patcher: Any) -> dict[str, Any]:
         loss = own(
             self,
             wrap,
-            stream.sigma[i : i + 1].clone(),
-            stream.noise[i : i + 1].clone(),
-            stream.x0[i : i + 1].clone(),
+            stream.sigma[i].clone(),
+            stream.noise[i].clone(),
+            stream.x0[i].clone(),
             cond,
-            [int(stream.picture[i])],
+            stream.picture[i].tolist(),
             *rest,
             **more,
         )
-        losses.append(float(loss.detach()) / float(stream.sigma[i]) ** 2)
+        losses.append(float(loss.detach()) / float(stream.sigma[i][0]) ** 2 if job.model.batch == 1 else float("nan"))
         return loss
 
     host.TrainSampler.fwd_bwd = fed
     with torch.inference_mode():  # as the host executes nodes
-        texts = stream.text.clone()
-        latents = stream.latents.clone() / patcher.model.latent_format.scale_factor
+        texts = list(zip(stream.text.clone(), stream.pooled.clone(), strict=True))
+        latents = patcher.model.process_latent_out(stream.latents.clone())
     try:
         with torch.inference_mode():
             host.TrainLoraNode.execute(
                 model=[patcher],
                 latents=[{"samples": x[None]} for x in latents],
-                positive=[[[text[None], {}]] for text in texts],
-                batch_size=[1],
+                positive=[base_model.conditioning(*text) for text in texts],
+                batch_size=[job.model.batch],
                 steps=[job.steps],
                 grad_accumulation_steps=[1],
                 learning_rate=[job.lr],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import base_model
+import models
 import torch
 from gate import Gate
 from safetensors.torch import load_file, save_file
@@ -31,15 +32,18 @@ def run(job: Job, stream: Stream, gate: Gate, unet: Any) -> dict[str, Any]:
     unet.train()
     params = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=job.lr, betas=(0.9, 0.999), weight_decay=0.01, eps=1e-8)
-    steps_of = timestep(stream.sigma)
+    steps_of = [timestep(sigma, job.model.flow) for sigma in stream.sigma]
     losses: list[float] = []
     for i in range(job.steps):
         gate.step()
-        noise, t = stream.noise[i : i + 1], steps_of[i : i + 1]
-        noisy = scheduler.add_noise(stream.x0[i : i + 1], noise, t)
-        text = stream.text[int(stream.picture[i])][None]
-        predicted = unet(noisy, t, encoder_hidden_states=text, return_dict=False)[0]
-        loss = torch.nn.functional.mse_loss(predicted.float(), noise.float(), reduction="mean")
+        x0, noise, t = stream.x0[i], stream.noise[i], steps_of[i]
+        if job.model.flow:
+            sigma = stream.sigma[i].view(-1, 1, 1, 1)
+            noisy, target = (1.0 - sigma) * x0 + sigma * noise, noise - x0
+        else:
+            noisy, target = scheduler.add_noise(x0, noise, t), noise
+        predicted = base_model.peer_forward(job.model, unet, noisy, t, *stream.texts(i))
+        loss = torch.nn.functional.mse_loss(predicted.float(), target.float(), reduction="mean")
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
@@ -48,8 +52,11 @@ def run(job: Job, stream: Stream, gate: Gate, unet: Any) -> dict[str, Any]:
     return {
         "losses": losses,
         "layers": len(layers),
-        "names": sorted(base_model.diffusers_layers()[name] for name in layers),
+        "names": sorted(models.layers(job.model)[name] for name in layers),
     }
+
+
+ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0", ".to_qkv", ".to_added_qkv", ".to_add_out")
 
 
 def targets(unet: Any, preset: str) -> list[str]:
@@ -58,7 +65,7 @@ def targets(unet: Any, preset: str) -> list[str]:
     if preset == "all":
         return every
     if preset == "attention":
-        return [n for n in every if n.endswith((".to_q", ".to_k", ".to_v", ".to_out.0"))]
+        return [n for n in every if n.endswith(ATTENTION)]
     raise ValueError(f"targets {preset!r}: expected attention or all")
 
 
@@ -67,7 +74,7 @@ def _start_from(job: Job, unet: Any) -> None:
     if not job.init_file().is_file():
         return
     first = load_file(str(job.init_file()))
-    for name, layer in base_model.diffusers_layers().items():
+    for name, layer in models.layers(job.model).items():
         if f"{layer}.down" in first:
             module = unet.get_submodule(name)
             with torch.no_grad():
@@ -78,11 +85,11 @@ def _start_from(job: Job, unet: Any) -> None:
 
 
 def _export(job: Job, unet: Any) -> None:
-    """A kohya file of the trained factors."""
-    tensors = {}
+    """A file of the trained factors: kohya's with diffusers' names where the host maps these, else the host's own."""
+    tensors, host = {}, models.layers(job.model)
     for name, module in unet.named_modules():
         if hasattr(module, "lora_A"):
-            layer = "lora_unet_" + name.replace(".", "_")
+            layer = "diffusion_model." + host[name] if job.model.flow else "lora_unet_" + name.replace(".", "_")
             tensors[layer + ".lora_down.weight"] = module.lora_A["default"].weight.detach().contiguous()
             tensors[layer + ".lora_up.weight"] = module.lora_B["default"].weight.detach().contiguous()
             tensors[layer + ".alpha"] = torch.tensor(float(job.alpha))

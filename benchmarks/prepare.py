@@ -1,6 +1,6 @@
 """Write what all contenders read: weights.safetensors and stream.safetensors. Started by train_step.py.
 
-`python prepare.py FOLDER STEPS SEED THREADS` prints one JSON line about the machine.
+`python prepare.py FOLDER MODEL STEPS SEED THREADS` prints one JSON line about the machine.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from pathlib import Path
 
 import base_model
 import torch
+from models import MODELS
 
 
 def main() -> int:
-    folder, steps, seed, threads = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    folder, model = Path(sys.argv[1]), MODELS[sys.argv[2]]
+    steps, seed, threads = map(int, sys.argv[3:])
     load = os.getloadavg()[0]
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
     base_model.open_host()
     base_model.open_pack()
-    base_model.write_weights(folder / "weights.safetensors", seed)
+    size = base_model.write_weights(model, folder / "weights.safetensors", seed)
     import ours
 
-    ours.draw_stream(steps, seed).save(folder / "stream.safetensors")
+    ours.draw_stream(model, steps, seed).save(folder / "stream.safetensors")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "peft")}
     versions["ComfyUI"] = _host_version()
     sys.stdout.write(
@@ -34,6 +36,7 @@ def main() -> int:
             {
                 "machine": f"{_processor()}, {os.cpu_count()} cores",
                 "load": round(load, 2),
+                "parameters": size,
                 "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
             }
         )

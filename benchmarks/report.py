@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
@@ -11,8 +12,9 @@ from statistics import fmean, median
 class Row:
     """One contender's readings.
 
-    wall, cpu: seconds of each step, a list a round. extra_mib: peak resident memory above that after loading.
-    losses: ε-MSE of each step. names: trained layers.
+    model: of models.MODELS. wall, cpu: seconds of each step, a list a round. extra_mib: peak resident memory above
+    that after loading. losses: MSE of ε or velocity of each step, NaN where it cannot be known. names: trained layers.
+    mean_rank: over layers and steps, where ranks adapt.
     """
 
     who: str
@@ -26,10 +28,12 @@ class Row:
     losses: list[float] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     stream_differs_by: float = 0.0
+    model: str = "sd15"
+    mean_rank: float = 0.0
 
     @property
     def slug(self) -> str:
-        return f"{self.who}-{self.targets}-{'ckpt' if self.checkpointing else 'plain'}"
+        return f"{self.model}-{self.who}-{self.targets}-{'ckpt' if self.checkpointing else 'plain'}"
 
     def seconds(self, clock: str) -> float:
         """Median of all timed steps; clock is "cpu" or "wall"."""
@@ -57,39 +61,58 @@ def ratio(slow: Row, fast: Row, clock: str = "cpu") -> float:
     return median(fmean(a) / fmean(b) for a, b in zip(slow.rounds(clock), fast.rounds(clock), strict=True))
 
 
-def judge(rows: Sequence[Row], equal: Mapping[str, Mapping[str, float]]) -> list[Finding]:
-    """All targets. Ratios are of CPU seconds and count as printed, with two decimals."""
+Equal = Mapping[str, Mapping[str, float]]
+"""targets -> what equality.py found."""
+
+_NETWORKS = {"sd15": 0.0, "sd15-batch4": 0.0}
+"""How far the bare networks may differ. An SDXL or SD3 embeds sizes and times in another order of operations."""
+
+
+def judge(rows: Sequence[Row], equal: Mapping[str, Equal]) -> list[Finding]:
+    """All targets of the models that were run. Ratios are of CPU seconds and count as printed, with two decimals.
+
+    Args:
+        rows: of all models.
+        equal: model -> targets -> what equality.py found.
+    """
+    return [finding for name in equal for finding in _judge(name, [r for r in rows if r.model == name], equal[name])]
+
+
+def _judge(model: str, rows: Sequence[Row], equal: Equal) -> list[Finding]:
     row = {(r.who, r.targets, r.checkpointing): r for r in rows}
+    modes = sorted({r.checkpointing for r in rows if r.who == "Likeness"})
     found: list[Finding] = []
 
     def at_least(name: str, figure: float, least: float) -> None:
-        found.append(Finding(name, round(figure, 2), f">={least:g}", round(figure, 2) >= least))
+        found.append(Finding(f"{model}:{name}", round(figure, 2), f">={least:g}", round(figure, 2) >= least))
 
-    def at_most(name: str, figure: float, most: float, *, below: bool = False, exact: bool = False) -> None:
+    def at_most(name: str, figure: float, most: float, *, exact: bool = False) -> None:
         figure = figure if exact else round(figure, 2)
-        found.append(
-            Finding(name, figure, f"{'<' if below else '<='}{most:g}", figure < most if below else figure <= most)
-        )
+        found.append(Finding(f"{model}:{name}", figure, f"<={most:g}", figure <= most))
 
-    for checkpointing in (False, True):
+    for checkpointing in modes:
         mode = "checkpointing" if checkpointing else "plain"
         built_in, ours = row["built-in", "all", checkpointing], row["Likeness", "all", checkpointing]
-        at_least(f"speed-against-built-in:all:{mode}", ratio(built_in, ours), 1.9)
-        at_most(f"extra-memory-against-built-in:all:{mode}", ours.extra_mib / built_in.extra_mib, 1.0, below=True)
+        at_least(f"speed-against-built-in:all:{mode}", ratio(built_in, ours), 2.0)
+        at_most(f"extra-memory-against-built-in:all:{mode}", ours.extra_mib / built_in.extra_mib, 0.8)
         for targets in ("all", "attention"):
             peer, ours = row["peft+diffusers", targets, checkpointing], row["Likeness", targets, checkpointing]
-            at_least(f"speed-against-peft+diffusers:{targets}:{mode}", ratio(peer, ours), 1.0)
-    ours, built_in = row["Likeness", "attention", False], row["built-in", "all", False]
-    at_most("seconds-against-floor:attention:plain", ratio(ours, row["floor", "none", False]), 1.10)
-    at_most("extra-memory-against-built-in:attention:plain", ours.extra_mib / built_in.extra_mib, 0.33)
+            at_least(f"speed-against-peft+diffusers:{targets}:{mode}", ratio(peer, ours), 1.05)
+        ours = row["Likeness", "attention", checkpointing]
+        at_most(f"extra-memory-against-built-in:attention:{mode}", ours.extra_mib / built_in.extra_mib, 0.33)
+    at_most(
+        "seconds-against-floor:attention:plain",
+        ratio(row["Likeness", "attention", False], row["floor", "none", False]),
+        1.08,
+    )
 
-    first = [r.losses[0] for r in rows]
+    first = [r.losses[0] for r in rows if not math.isnan(r.losses[0])]
     at_most("step-1-loss-spread", (max(first) - min(first)) / min(first), 1e-5, exact=True)
     at_most("stream-difference", max(r.stream_differs_by for r in rows), 0.0, exact=True)
-    pairs = [(row["Likeness", t, c], row["peft+diffusers", t, c]) for t in ("all", "attention") for c in (False, True)]
+    pairs = [(row["Likeness", t, c], row["peft+diffusers", t, c]) for t in ("all", "attention") for c in modes]
     at_most("layers-not-shared", max(len(set(a.names) ^ set(b.names)) for a, b in pairs), 0, exact=True)
     for targets, pair in equal.items():
-        at_most(f"networks-difference:{targets}", pair["networks"], 0.0, exact=True)
+        at_most(f"networks-difference:{targets}", pair["networks"], _NETWORKS.get(model, 2e-5), exact=True)
         at_most(f"export-difference:{targets}", pair["exports"], 0.01, exact=True)
         at_most(f"export-keys-unmatched:{targets}", pair["unmatched"], 0, exact=True)
     return found
@@ -98,15 +121,16 @@ def judge(rows: Sequence[Row], equal: Mapping[str, Mapping[str, float]]) -> list
 def render(
     rows: Sequence[Row],
     findings: Sequence[Finding],
-    equal: Mapping[str, Mapping[str, float]],
+    equal: Mapping[str, Equal],
     machine: Mapping[str, object],
     plan: str,
     *,
     markdown: bool,
 ) -> str:
     """The whole output."""
-    floor = next(r for r in rows if r.who == "floor")
+    floors = {r.model: r for r in rows if r.who == "floor"}
     head = [
+        "model",
         "contender",
         "targets",
         "layers",
@@ -119,12 +143,12 @@ def render(
     ]
     body = []
     for r in rows:
-        ours = next(
-            (o for o in rows if (o.who, o.targets, o.checkpointing) == ("Likeness", r.targets, r.checkpointing)), None
-        )
+        wanted, floor = ("Likeness", r.targets, r.checkpointing, r.model), floors[r.model]
+        ours = next((o for o in rows if (o.who, o.targets, o.checkpointing, o.model) == wanted), None)
         grouped = r is not floor and (r.targets, r.checkpointing) == ("attention", False)  # took turns with the floor
         body.append(
             [
+                r.model,
                 r.who,
                 r.targets,
                 str(len(r.names)) if r.names else ("0" if r is floor else "all + norms, biases"),
@@ -144,12 +168,13 @@ def render(
         draw(head, body),
         "",
     ]
-    for targets, pair in equal.items():
-        lines.append(
-            f"Equality, {targets} targets: the two networks differ by {pair['networks']:g}; after the run the "
-            f"LoRA moves the output by {pair['effect']:.2%} and the two exports differ by "
-            f"{pair['exports']:.2%} of that."
-        )
+    for name, of_model in equal.items():
+        for targets, pair in of_model.items():
+            lines.append(
+                f"Equality, {name}, {targets} targets: the two networks differ by {pair['networks']:.2g}; after the "
+                f"run the LoRA moves the output by {pair['effect']:.2%} and the two exports differ by "
+                f"{pair['exports']:.2%} of that."
+            )
     if not all(r.peak_resettable for r in rows):
         lines.append("The kernel did not permit to reset VmHWM: peaks may hold what loading took.")
     lines.append("")

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from base_model import LATENT, TEXT
+from models import Model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-PICTURES = 2  # the host's node 0.3.75 needs a list of latents: with one alone it dies on an unbound `multi_res`
 
 
 @dataclass(frozen=True)
 class Stream:
-    """x0, noise: (steps, 4, 16, 16); sigma: (steps,); picture: (steps,) int; text: (pictures, 77, 768)."""
+    """x0, noise: (steps, B, C, H, W); sigma: (steps, B); picture: (steps, B) int; and of each picture its latents
+    (pictures, C, H, W), text (pictures, tokens, width) and pooled text (pictures, width), the latter perhaps empty."""
 
     x0: Tensor
     noise: Tensor
@@ -27,6 +26,11 @@ class Stream:
     picture: Tensor
     latents: Tensor
     text: Tensor
+    pooled: Tensor
+
+    def texts(self, step: int) -> tuple[Tensor, Tensor]:
+        """(B, tokens, width) and (B, width) of a step's pictures."""
+        return self.text[self.picture[step]], self.pooled[self.picture[step]]
 
     def save(self, path: Path) -> None:
         save_file({k: v.contiguous() for k, v in vars(self).items()}, str(path))
@@ -36,10 +40,12 @@ class Stream:
         return cls(**load_file(str(path)))
 
 
-def cached(seed: int) -> tuple[Tensor, Tensor]:
-    """The cached latents (pictures, 4, 16, 16) and text embeddings (pictures, 77, 768), unit normal."""
+def cached(model: Model, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What is cached of the pictures, unit normal: latents, text and pooled text, as in :class:`Stream`."""
     draw = torch.Generator().manual_seed(seed)
-    return torch.randn(PICTURES, *LATENT, generator=draw), torch.randn(PICTURES, *TEXT, generator=draw)
+    shapes = model.latent, model.text, (model.pooled,)
+    latents, text, pooled = (torch.randn(model.pictures, *shape, generator=draw) for shape in shapes)
+    return latents, text, pooled
 
 
 def ddpm_sigmas() -> Tensor:
@@ -49,7 +55,9 @@ def ddpm_sigmas() -> Tensor:
     return ((1 - kept) / kept).sqrt().float()
 
 
-def timestep(sigma: Tensor) -> Tensor:
-    """The training step whose σ is nearest, (B,) long."""
+def timestep(sigma: Tensor, flow: bool) -> Tensor:
+    """What the network is told of σ (B,): 1000 σ of a flow, else the training step whose σ is nearest, long."""
+    if flow:
+        return sigma * 1000
     grid = ddpm_sigmas().log()
     return (sigma.log()[:, None] - grid[None]).abs().argmin(1)

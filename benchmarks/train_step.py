@@ -1,6 +1,6 @@
 """What a training step costs: Likeness, the host's TrainLoraNode, peft + diffusers, and the floor, in one run.
 
-    .venv/bin/python benchmarks/train_step.py [--quick] [--markdown]
+    .venv/bin/python benchmarks/train_step.py [--quick] [--models sd15 sd15-batch4 sdxl sd3] [--markdown]
 
 Every contender trains the same tensors on the same stream in a process of its own, with its own loop; the processes
 take turns (A B C A B C …), so that a busy machine burdens all alike. Ends with a line a target,
@@ -21,12 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import report
+from models import MODELS
 from report import Row
 
 HERE = Path(__file__).resolve().parent
 STEADY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 """glibc keeps freed memory. By default it gives the top of the heap back after some steps and not after others, and
 whichever contender it happens to then pays up to 20,000 page faults in that step, 5–10% of it."""
+
+
+QUICK = ["sd15", "sd3"]
+"""What fits into five minutes: a UNet and a transformer."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Child:
     """A contender's process."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        self.row = Row(job["who"], job["targets"], job["checkpointing"])
+        self.row = Row(job["who"], job["targets"], job["checkpointing"], model=job["model_name"])
         self.log = Path(job["folder"]) / f"{self.row.slug}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -112,6 +117,7 @@ def conduct(jobs: list[dict[str, Any]], plan: Plan) -> list[Row]:
             child.row.extra_mib, child.row.losses = end["extra_mib"], end["losses"]
             child.row.names = end.get("names", [])
             child.row.stream_differs_by = end.get("stream_differs_by", 0.0)
+            child.row.mean_rank = end.get("mean_rank", 0.0)
     finally:
         for child in children:
             child.stop()
@@ -131,26 +137,21 @@ def compare(jobs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def main() -> int:
-    args = arguments()
-    began = time.monotonic()
-    plan = Plan(2, 4, 2) if args.quick else Plan(2, args.rounds, args.steps)
-    if args.allocator == "steady":
-        os.environ.update(STEADY)
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(args.threads)
+def run_model(name: str, plan: Plan, args: argparse.Namespace) -> tuple[list[Row], report.Equal, dict[str, Any]]:
+    """All rows of one model, what equality.py found of its exports, and what prepare.py says of the machine."""
     with tempfile.TemporaryDirectory(prefix="train-step-") as folder:
-        machine = json.loads(
-            subprocess.run(
-                [sys.executable, str(HERE / "prepare.py"), folder, str(plan.total), str(args.seed), str(args.threads)],
-                check=True,
-                stdout=subprocess.PIPE,
-                text=True,
-            ).stdout.splitlines()[-1]
+        numbers = [str(number) for number in (plan.total, args.seed, args.threads)]
+        prepared = subprocess.run(
+            [sys.executable, str(HERE / "prepare.py"), folder, name, *numbers],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
         def job(who: str, targets: str, checkpointing: bool) -> dict[str, Any]:
             return {
                 "who": who,
+                "model_name": name,
                 "targets": targets,
                 "checkpointing": checkpointing,
                 "steps": plan.total,
@@ -163,26 +164,46 @@ def main() -> int:
             }
 
         rows: list[Row] = []
-        for checkpointing in (False, True):
+        for checkpointing in (False,) if args.quick else MODELS[name].checkpointing:
             # Two groups, so that no more than three models are in memory at a time.
             every = [job(who, "all", checkpointing) for who in ("built-in", "peft+diffusers", "Likeness")]
             rows += conduct(every, plan)
             attention = [job(who, "attention", checkpointing) for who in ("peft+diffusers", "Likeness")]
             rows += conduct(attention + ([] if checkpointing else [job("floor", "none", False)]), plan)
         equal = compare([job("compare", targets, False) for targets in ("all", "attention")])
+    return rows, equal, json.loads(prepared.stdout.splitlines()[-1])
+
+
+def main() -> int:
+    args = arguments()
+    began = time.monotonic()
+    plan = Plan(2, 4, 2) if args.quick else Plan(2, args.rounds, args.steps)
+    if args.allocator == "steady":
+        os.environ.update(STEADY)
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(args.threads)
+    rows: list[Row] = []
+    equal: dict[str, report.Equal] = {}
+    machines: list[dict[str, Any]] = []
+    for name in args.models or (QUICK if args.quick else list(MODELS)):
+        found, equal[name], machine = run_model(name, plan, args)
+        rows += found
+        machines.append(machine)
     plan_line = (
         f"{plan.rounds} rounds of {plan.steps} steps after {plan.warmup} to warm up, {args.threads} threads, "
         f"rank {args.rank}, alpha {args.alpha:g}, seed {args.seed}, {args.allocator} allocator; "
         f"{time.monotonic() - began:.0f} s in all"
     )
     findings = report.judge(rows, equal)
-    sys.stdout.write(report.render(rows, findings, equal, machine, plan_line, markdown=args.markdown))
+    sys.stdout.write(report.render(rows, findings, equal, machines[0], plan_line, markdown=args.markdown))
     return 0 if all(finding.ok for finding in findings) else 1
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="under five minutes on two cores, with coarser figures")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"coarser figures, of {' and '.join(QUICK)}, without checkpointing"
+    )
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), help="of these only (default: all)")
     parser.add_argument("--markdown", action="store_true", help="print the tables as in README.md")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=3, help="steps of each contender in a round")

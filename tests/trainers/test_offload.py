@@ -130,6 +130,56 @@ def test_weights_that_share_memory_stay(net: WideNet) -> None:
         pass
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_a_files_pages_are_the_weight(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Fails if a fetch copies on a CPU, if weights share a place, or if one that was let go cannot be read again."""
+    weights = [torch.randn(shape).to(dtype) for shape in ((3, 5), (700, 9), (), (2, 1, 3, 3))]
+    home = FileHome(tmp_path)
+    kept = [home.keep(weight) for weight in weights]
+    for _ in range(2):
+        for here, weight in zip(kept, weights, strict=True):
+            fetched = here.fetch(CPU)
+            assert fetched.data_ptr() == here.tensor.data_ptr() != weight.data_ptr()
+            assert fetched.shape == weight.shape and fetched.stride() == weight.stride()
+            assert torch.equal(fetched.float(), weight.float())
+            here.leave()
+            assert torch.equal(fetched.float(), weight.float())
+
+
+@pytest.mark.parametrize("recomputed", [0.0, 1.0])
+def test_a_block_is_left_when_the_next_comes(net: WideNet, tmp_path: Path, recomputed: float) -> None:
+    """Fails if the pages of a block that is done stay, or go while its backward pass still needs them."""
+    log: list[tuple[str, int]] = []
+
+    class Noted:
+        def __init__(self, kept: Any, number: int) -> None:
+            self.kept, self.tensor, self.number = kept, kept.tensor, number
+
+        def fetch(self, device: torch.device) -> Tensor:
+            log.append(("fetch", self.number))
+            return self.kept.fetch(device)
+
+        def leave(self) -> None:
+            log.append(("leave", self.number))
+            self.kept.leave()
+
+    class NotedHome(FileHome):
+        def keep(self, tensor: Tensor) -> Any:
+            kept = super().keep(tensor)
+            if tensor.shape == (16, 16):  # one such weight a block
+                self.number = getattr(self, "number", -1) + 1
+                return Noted(kept, self.number)
+            return kept
+
+    with offloaded_blocks(net, 1.0, CPU, NotedHome(tmp_path)), recomputed_blocks(net, share=recomputed):
+        gradients(net, torch.randn(2, 8, 16))
+        present = set()
+        for what, number in log:
+            present = present | {number} if what == "fetch" else present - {number}
+            assert len(present) <= 1
+        assert [number for what, number in log if what == "fetch"] == [0, 1, 2, 3, 3, 2, 1, 0]
+
+
 RESIDENT = """
 import importlib.util, pathlib, sys
 root, test, folder = map(pathlib.Path, sys.argv[1:])
