@@ -146,6 +146,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--alpha", type=float, default=0.0, help="the same for all; 0: the rank, and 16 for adaptive rank"
+    )
     parser.add_argument("--prior", type=float, default=0.0, help="weight of prior prediction; doubles a step's time")
     parser.add_argument("--ranks", type=numbers, default=[1, 2, 4, 8, 16, 32], help="fixed ranks, e.g. 1,4,16")
     parser.add_argument("--targets", type=numbers, default=[4, 8], help="target ranks of adaptive rank; empty: none")

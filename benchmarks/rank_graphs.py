@@ -37,12 +37,12 @@ Graph = dict[str, Any]
 def sweeps(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str]) -> dict[str, Sweep]:
     """family -> its sweep; families whose node the host has not are left out, with a word."""
     largest = max(args.ranks)
-    found = {"fixed": _sweep(training(info, args, TRAIN), ranked("rank", args.ranks), subjects, args)}
+    found = {"fixed": _sweep(training(info, args, TRAIN), ranked(args), subjects, args)}
     resized = resizing(info)
     smaller = [rank for rank in args.resized if rank < largest]
     families = {
-        "adaptive": (training(info, args, ADAPTIVE, **json.loads(args.adaptive)), targeted(args.targets)),
-        "adalora": (adalora(info, args), budgeted(args.adalora)),
+        "adaptive": (training(info, args, ADAPTIVE, **json.loads(args.adaptive)), targeted(args)),
+        "adalora": (adalora(info, args), budgeted(args)),
         "resized": (resized, cut(smaller, args.energies, largest)),
     }
     for family, (graph, methods) in families.items():
@@ -53,19 +53,35 @@ def sweeps(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str]) ->
     return found
 
 
-def ranked(word: str, ranks: Sequence[int]) -> list[Any]:
-    return [{"label": f"{word} {r}", "set": {"train.rank": r, "train.alpha": float(r)}} for r in ranks]
+def ranked(args: Namespace) -> list[Any]:
+    return [{"label": f"rank {r}", "set": {"train.rank": r, "train.alpha": args.alpha or float(r)}} for r in args.ranks]
 
 
-def targeted(ranks: Sequence[int]) -> list[Any]:
-    return [{"label": f"adaptive {r}", "set": {"train.target_rank": r}} for r in ranks]
-
-
-def budgeted(ranks: Sequence[int]) -> list[Any]:
-    """AdaLoRA begins with one and a half times the rank that it keeps on average, as its paper does."""
-    more = {r: -(-3 * r // 2) for r in ranks}
+def targeted(args: Namespace) -> list[Any]:
+    """Adaptive rank begins with twice its target and has its node's alpha, unless `--adaptive` says otherwise."""
+    said = json.loads(args.adaptive)
     return [
-        {"label": f"adalora {r}", "set": {"train.rank": n, "train.alpha": float(n), "options.target_rank": r}}
+        {
+            "label": f"adaptive {r}",
+            "set": {
+                "train.target_rank": r,
+                "train.initial_rank": said.get("initial_rank", 2 * r),
+                "train.alpha": said.get("alpha", args.alpha or 16.0),
+            },
+        }
+        for r in args.targets
+    ]
+
+
+def budgeted(args: Namespace) -> list[Any]:
+    """AdaLoRA begins with one and a half times the rank that it keeps on average, as its paper does."""
+    more = {r: -(-3 * r // 2) for r in args.adalora}
+    alphas = {"train.alpha": args.alpha} if args.alpha else {}
+    return [
+        {
+            "label": f"adalora {r}",
+            "set": {"train.rank": n, "train.alpha": float(n), "options.target_rank": r, **alphas},
+        }
         for r, n in more.items()
     ]
 
@@ -114,7 +130,7 @@ def training(info: Mapping[str, Any], args: Namespace, kind: str, **more: Any) -
         graph["keep"] = node(info, "LikenessPriorPreservation", mode="prior prediction", weight=args.prior, prompts="")
         graph["train"]["inputs"]["prior"] = ["keep", 0]
     for index, output in enumerate(info[kind]["output_name"]):
-        if output in ("table", "report"):
+        if output in ("report", "rank_table"):
             graph[output] = {"class_type": "PreviewAny", "inputs": {"source": ["train", index]}}
     _save_and_draw(info, graph, ["train", info[kind]["output_name"].index("lora")], ["train", 0])
     return graph
