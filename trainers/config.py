@@ -23,7 +23,7 @@ TIMESTEP_SAMPLINGS = ("uniform", "logit-normal", "sigmoid", "shift", "mode", "co
 TIMESTEP_SHIFTINGS = ("model", "none", "static", "resolution")
 LOSSES = ("mse", "huber")
 HUBER_SCHEDULES = ("constant", "exponential", "snr")
-WEIGHTINGS = ("none", "truncated-snr", "debiased", "p2")
+WEIGHTINGS = ("none", "truncated-snr", "debiased", "p2", "auto")
 DTYPES = ("fp32", "bf16")
 PRECISIONS = ("as loaded", "bf16", "fp16", "fp32")
 PRIOR_TARGETS = ("picture", "prediction")
@@ -74,7 +74,7 @@ class TrainingConfig:
         sample_every: steps between calls of ``Callbacks.sample``; 0 = never.
         huber_schedule: one of :data:`HUBER_SCHEDULES`, see :func:`.objectives.scheduled_huber_c`.
         weighting: one of :data:`WEIGHTINGS`, see :mod:`.objectives`; min-SNR has ``min_snr_gamma`` to itself, and only
-            one of the two can be on.
+            one of the two can be on, but ``auto`` gives way to it.
         p2_gamma: γ of P2; 0.5 to 1 is usual.
         p2_k: k of P2; 1 is usual.
         timestep_mode_scale: S of ``mode`` sampling, -1 to 1.75; 0 = uniform.
@@ -220,7 +220,7 @@ class TrainingConfig:
             wrong.append(f"timestep_mode_scale is {self.timestep_mode_scale}; it must be from -1 to 1.75")
         if self.timestep_sampling == "shift" and self.timestep_shifting == "none":
             wrong.append("timestep_sampling is 'shift' but timestep_shifting 'none'; choose sampling 'sigmoid'")
-        if self.min_snr_gamma > 0 and self.weighting != "none":
+        if self.min_snr_gamma > 0 and self.weighting not in ("none", "auto"):
             wrong.append(
                 f"min_snr_gamma is {self.min_snr_gamma:g} and weighting {self.weighting!r}; only one of them can be on "
                 f"(set min_snr_gamma to 0)"

@@ -77,12 +77,16 @@ def p2_factor(sigma: Tensor, parameterisation: Parameterisation, gamma: float, k
 
 
 def loss_factor(sigma: Tensor, parameterisation: Parameterisation, config: TrainingConfig) -> Tensor | None:
-    """The weighting of a configuration, (B,) for σ (B,); None: each noise level counts as the network's own loss."""
+    """The weighting of a configuration, (B,) for σ (B,); None: each noise level counts as the network's own loss.
+
+    ``auto`` is debiased for networks that predict the noise, whose own loss hardly hears the noisy levels, where the
+    subject is laid out; v and flow hear them as they are. benchmarks/README.md has what it is worth.
+    """
     if config.min_snr_gamma > 0:
         return min_snr_factor(sigma, parameterisation, config.min_snr_gamma)
     if config.weighting == "truncated-snr":
         return truncated_snr_factor(sigma, parameterisation)
-    if config.weighting == "debiased":
+    if config.weighting == "debiased" or (config.weighting == "auto" and parameterisation == "eps"):
         return debiased_factor(sigma, parameterisation)
     if config.weighting == "p2":
         return p2_factor(sigma, parameterisation, config.p2_gamma, config.p2_k)

@@ -95,7 +95,7 @@ def train_lora(
     estimate: Estimate | None = None
     try:
         reporter.text(f"encoding {len(pictures.pictures)} pictures and captions")
-        data = encode(patcher, clip, texts, vae, pictures, config.seed)
+        data = encode(patcher, clip, texts, vae, pictures, config.seed, keep=config.prior_weight > 0)
         if prior is not None and prior.weight > 0:
             reporter.text("preparing what is to be kept")
             data = replace(data, prior=_prior(patcher, clip, texts, vae, prior, pictures, config, reporter))
@@ -160,15 +160,31 @@ def _run_folder(run_name: str, resume_from: str, trigger: str) -> tuple[Path, Pa
 
 
 def encode(
-    patcher: comfy.model_patcher.ModelPatcher, clip: Any, texts: Texts, vae: Any, pictures: PictureSet, seed: int
+    patcher: comfy.model_patcher.ModelPatcher,
+    clip: Any,
+    texts: Texts,
+    vae: Any,
+    pictures: PictureSet,
+    seed: int,
+    *,
+    keep: bool = False,
 ) -> TrainingSet:
-    """Everything that VAE and text encoder are needed for, once. They may be offloaded afterwards."""
-    examples = _examples(patcher, clip, texts, vae, pictures, seed)
+    """Everything that VAE and text encoder are needed for, once. They may be offloaded afterwards.
+
+    With ``keep``, the captions without the trigger too, for what the model is to keep.
+    """
+    examples = _examples(patcher, clip, texts, vae, pictures, seed, keep)
     return TrainingSet(examples, examples[0].empty, balanced=pictures.balanced)
 
 
 def _examples(
-    patcher: comfy.model_patcher.ModelPatcher, clip: Any, texts: Texts, vae: Any, pictures: PictureSet, seed: int
+    patcher: comfy.model_patcher.ModelPatcher,
+    clip: Any,
+    texts: Texts,
+    vae: Any,
+    pictures: PictureSet,
+    seed: int,
+    keep: bool = False,
 ) -> tuple[Example, ...]:
     """The pictures of all members, encoded."""
     for picture in pictures.pictures:
@@ -185,7 +201,7 @@ def _examples(
                 sizes = size_conditions(picture)
                 cond, empty = (texts.cond(text, latents, sizes) for text in (picture.caption, ""))
                 variants = tuple(texts.cond(caption, latents, sizes) for caption in picture.variants)
-                kept = class_caption(picture.caption, member.trigger, member.class_noun)
+                kept = class_caption(picture.caption, member.trigger, member.class_noun) if keep else None
                 kept_cond = None if kept is None else texts.cond(kept, latents, sizes)
                 mask = latent_mask(picture, latents)
                 with ordinary_tensors():

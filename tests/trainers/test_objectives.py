@@ -130,6 +130,19 @@ def test_loss_factor_is_the_one_that_was_chosen() -> None:
         assert got is not None and torch.equal(got, expected)
 
 
+def test_auto_is_debiased_for_noise_and_gives_way_to_min_snr() -> None:
+    """Fails if v and flow models were weighted by it too, or if a chosen min-SNR were refused or ignored."""
+    sigma = torch.tensor([0.2, 1.5])
+    auto = TrainingConfig(weighting="auto").validate()
+    got = loss_factor(sigma, "eps", auto)
+    assert got is not None and torch.equal(got, sigma)  # 1/√SNR
+    assert loss_factor(sigma, "v", auto) is None and loss_factor(sigma / 2, "flow", auto) is None
+    both = TrainingConfig(weighting="auto", min_snr_gamma=5.0).validate()
+    expected = loss_factor(sigma, "eps", TrainingConfig(min_snr_gamma=5.0))
+    got = loss_factor(sigma, "eps", both)
+    assert got is not None and expected is not None and torch.equal(got, expected)
+
+
 def test_min_snr_agrees_with_diffusers() -> None:
     """Fails if SNR is not that of the noise schedule that diffusers' training scripts use."""
     from diffusers import DDPMScheduler
