@@ -16,7 +16,7 @@ from .keys import canonicalise
 from .kinds import LoraLayer, count, lora_layers
 from .metadata import metadata_summary
 from .model import metadata_of
-from .resolve import MODEL
+from .resolve import MODEL, TEXT_ENCODERS, family_of_bases
 from .roles import ROLES, block_of, role_of
 
 FAMILY_NAMES = {
@@ -30,7 +30,8 @@ _CONTEXTS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stabl
 _ORDER = (
     *("clip_l", "clip_g", "clip_h", "t5xxl"),
     *("input_blocks", "middle_block", "output_blocks", "out"),
-    *("noise_refiner", "context_refiner", "double_blocks", "joint_blocks", "single_blocks", "final_layer"),
+    *("noise_refiner", "context_refiner", "double_blocks", "joint_blocks"),
+    *("transformer_blocks", "single_blocks", "single_transformer_blocks", "final_layer"),
 )
 
 
@@ -147,14 +148,14 @@ def inspect_lora(lora: Mapping[str, Tensor], progress: Callable[[int, int], None
 def architecture(layers: Sequence[InspectedLayer]) -> str:
     """Which model the layers are of, by their names and the width of their text."""
     names = [layer.name.removeprefix(MODEL) for layer in layers if layer.name.startswith(MODEL)]
-    if family := mmdit_names.family_of_all(names):
+    if family := mmdit_names.family_of_all(names) or family_of_bases(layer.name for layer in layers if layer.known):
         return FAMILY_NAMES[family]
     widths = {layer.shape[1] for layer in layers if layer.shape and layer.name.endswith((".attn2.to_k", ".attn2.to_v"))}
     if found := next((_CONTEXTS[width] for width in sorted(widths) if width in _CONTEXTS), None):
         return found
     if any(name.startswith(("input_blocks.", "output_blocks.", "middle_block.")) for name in names):
         return "a UNet of the Stable Diffusion family" + (f" with text {min(widths)} wide" if widths else "")
-    return "text encoders alone" if not names and all(layer.known for layer in layers) else "unknown"
+    return "text encoders alone" if all(layer.name.startswith(TEXT_ENCODERS) for layer in layers) else "unknown"
 
 
 def sums(name: str, layers: Sequence[InspectedLayer]) -> Sums:

@@ -76,10 +76,16 @@ class LoraLayer:
     def svd(self) -> Svd | None:
         """Of ΔW; None where it has none without the base weight. DoRA: of the low-rank part, before it is normalised.
 
-        Raises ValueError naming the layer where its tensors do not belong together.
+        Raises ValueError naming the layer where its tensors do not belong together, or hold NaN.
         """
         if self.kind in (OFT, BOFT, GLORA, OTHER):
             return None
+        for suffix, tensor in self.difference().items():
+            if not bool(torch.isfinite(tensor.to(torch.float32)).all()):  # float8 has no isfinite
+                raise ValueError(
+                    f"the layer {self.name} holds NaN or infinity ({suffix}): the file is damaged, or its training "
+                    "diverged. Use an earlier one, or train again with a lower learning rate"
+                )
         if suffixes.UP in self.parts or suffixes.DOWN in self.parts:
             pair = (suffixes.UP, suffixes.DOWN, suffixes.MID, suffixes.ALPHA)
             (delta,) = to_deltas({f"{self.base}.{s}": self.parts[s] for s in pair if s in self.parts}).values()

@@ -185,6 +185,11 @@ def _linear1_qkv(name: str) -> tuple[str, Piece | None]:
     return name, None
 
 
+def family_of_bases(bases: Iterable[str]) -> Family | None:
+    """Which transformer the layers of a file belong to, by their names alone, in any scheme."""
+    return _family(list(bases), (), {})
+
+
 def _family(bases: Sequence[str], known: Sequence[str], widths: Mapping[str, int]) -> Family | None:
     """Which transformer it is, as the MODEL's layers say, else as the file's own names and widths do."""
     if known:

@@ -31,7 +31,7 @@ def role_of(layer: str) -> str:
     if ATTENTION.search(layer):
         if _SELF.search(layer):  # before cross: SD3.5's attn2 is pictures alone
             return SELF
-        return CROSS if _CROSS.search(layer) else JOINT if layer.startswith(MODEL) else SELF
+        return CROSS if _CROSS.search(layer) else SELF if layer.startswith(TEXT_ENCODERS) else JOINT
     return "feed-forward" if FEED_FORWARD.search(layer) else "other"
 
 
@@ -41,7 +41,7 @@ def block_of(layer: str) -> str:
     Layers outside numbered blocks, such as `time_embed.0`, have that word alone.
     """
     encoder = next((prefix for prefix in TEXT_ENCODERS if layer.startswith(prefix)), "")
-    name = layer.removeprefix(MODEL)
+    name = layer.removeprefix(MODEL).removeprefix("transformer.")  # diffusers' name of some rows of a layer
     found = _BLOCK.match(name)
     if encoder:
         return f"{encoder}{found[2]}" if found else encoder.rstrip(".")

@@ -17,6 +17,7 @@ from likeness.lora.keys import SCHEMES, from_deltas
 from likeness.lora.load import load_lora, save_lora
 from likeness.lora.metadata import metadata_summary
 from likeness.lora.model import LoraTensors
+from likeness.lora.resize import Truncation, resize_lora
 
 NAMES = {"sd15": "Stable Diffusion 1", "sdxl": "Stable Diffusion XL", "sd3": "Stable Diffusion 3", "flux": "Flux"}
 
@@ -112,6 +113,38 @@ def test_half_a_layer_is_reported() -> None:
     assert "but no lora_down" in layer(found, "to_q").note and layer(found, "to_k").norm == pytest.approx(4.0)
     with pytest.raises(ValueError, match="no LoRA"):
         inspect_lora({"emb_params": torch.ones(3)})
+
+
+def test_nan_is_named() -> None:
+    """Fails if NaN in memory ends in an error of LAPACK, or is passed off as a figure."""
+    base = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+    for end in ("diff", "lokr_w1", "lora_up.weight"):
+        bad = {f"{base}.{end}": torch.full((4, 4), float("nan"))}
+        bad |= {f"{base}.lokr_w2": torch.ones(2, 2)} if end == "lokr_w1" else {}
+        bad |= {f"{base}.lora_down.weight": torch.ones(4, 4)} if end == "lora_up.weight" else {}
+        (one,) = inspect_lora(bad).layers
+        assert "NaN" in one.note and one.norm is None
+        with pytest.raises(ValueError, match=rf"{base} holds NaN or infinity \({end}\)"):
+            resize_lora(bad, Truncation())
+
+
+def test_files_of_other_programs(tmp_path: Path) -> None:
+    """Fails if a file of cloneofsimo's trainer, peft or LyCORIS is not understood."""
+    numbered = {f"unet:{i}:{role}": torch.ones(8, 1) if role == "up" else torch.ones(1, 8)
+                for i in range(128) for role in ("up", "down")}  # fmt: skip
+    peft = {"base_model.model.transformer_blocks.0.attn.to_q.lora_A.default.weight": torch.ones(1, 8),
+            "base_model.model.transformer_blocks.0.attn.to_q.lora_B.default.weight": torch.ones(8, 1)}  # fmt: skip
+    lycoris = {"lycoris_single_transformer_blocks_0_proj_mlp.lokr_w1": torch.ones(2, 2),
+               "lycoris_single_transformer_blocks_0_proj_mlp.lokr_w2": torch.ones(4, 4)}  # fmt: skip
+    for tensors, count, name, kind in (
+        (numbered, 128, "a UNet of the Stable Diffusion family", "LoRA"),
+        (peft, 1, "Stable Diffusion 3", "LoRA"),
+        (lycoris, 1, "Flux", "LoKr"),
+    ):
+        write_safetensors(tmp_path / "a.safetensors", tensors)
+        found = inspect_lora(load_lora(tmp_path / "a.safetensors"))
+        assert len(found.layers) == count and found.architecture.startswith(name), found.architecture
+        assert all(one.norm == pytest.approx(8.0) and one.kind == kind and one.known for one in found.layers)
 
 
 def test_layers_that_learnt_nothing() -> None:

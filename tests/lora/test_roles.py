@@ -40,6 +40,7 @@ UNET = "diffusion_model.input_blocks.4.1.transformer_blocks.1"
         ("clip_g.transformer.text_model.encoder.layers.31.mlp.fc2", "feed-forward", "clip_g.31"),
         ("clip_g.transformer.text_projection", "other", "clip_g"),
         ("t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q", SELF, "t5xxl.0"),
+        ("transformer.single_transformer_blocks.3.attn.to_q", JOINT, "single_transformer_blocks.3"),
         ("lora_unet_mystery_0", "other", "lora_unet_mystery_0"),
     ],
 )
