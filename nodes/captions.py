@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..trainers.captions import TRIGGERS, CaptionRules, caption_list, with_captions
+from .rows import seed_input
 from .types import Dataset
 
 
@@ -80,14 +81,7 @@ class LikenessCaptions(io.ComfyNode):
                     tooltip="With shuffle or tag_dropout: so many captions are drawn for each picture, and each visit "
                     "takes one of them. Each is encoded once, before training.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Decides what is shuffled and dropped.",
-                ),
+                seed_input("Decides what is shuffled and dropped."),
             ],
             outputs=[
                 Dataset.Output(display_name="dataset", tooltip="The same pictures with the new captions."),

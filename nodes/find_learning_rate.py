@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 from ..trainers.config import TrainingConfig
 from ..trainers.rate_finder import sweep_plot, sweep_table
 from . import host
+from .rows import alpha_input, seed_input
 from .types import Dataset, TrainingOptions
 
 
@@ -57,24 +58,9 @@ class LikenessFindLearningRate(io.ComfyNode):
                     tooltip="The last learning rate. The sweep ends by itself before it when the loss explodes.",
                 ),
                 io.Int.Input("rank", default=16, min=1, max=4096, tooltip="As you will train. It matters."),
-                io.Float.Input(
-                    "alpha",
-                    default=16.0,
-                    min=0.001,
-                    max=100_000.0,
-                    step=1.0,
-                    round=0.001,
-                    tooltip="As you will train. It matters: half of it wants about twice the rate.",
-                ),
+                alpha_input("As you will train. It matters: half of it wants about twice the rate."),
                 io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="As you will train."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Decides all that is random. The same seed gives the same curve.",
-                ),
+                seed_input("Decides all that is random. The same seed gives the same curve."),
                 TrainingOptions.Input(
                     "options",
                     optional=True,

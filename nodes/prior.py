@@ -7,6 +7,7 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io
 
+from .rows import seed_input
 from .types import CLASS_PICTURES, GENERATED, PREDICTION, PRIOR_MODES, Dataset, Prior, PriorKeeping
 
 
@@ -55,14 +56,7 @@ class LikenessPriorPreservation(io.ComfyNode):
                     tooltip="So many are drawn, once: the next run with the same model and prompts finds them. "
                     "DreamBooth used 200 and more.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Of the pictures that are drawn.",
-                ),
+                seed_input("Of the pictures that are drawn."),
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of a picture."),
                 io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free guidance."),
                 io.Combo.Input(

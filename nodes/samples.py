@@ -5,6 +5,7 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.latest import io
 
+from .rows import seed_input
 from .types import SamplePrompts, Samples
 
 
@@ -29,14 +30,7 @@ class LikenessSamplePrompts(io.ComfyNode):
                     "the dataset's words; with several subjects, each gets a row. Empty lines are left out.",
                 ),
                 io.String.Input("negative", default="", tooltip="The negative prompt of all of them."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Seed of the noise. The same at each step, so that pictures of a run can be compared.",
-                ),
+                seed_input("Seed of the noise. The same at each step, so that pictures of a run can be compared."),
                 io.Int.Input("every", default=100, min=1, max=1_000_000, tooltip="Draw after every N training steps."),
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of a picture."),
                 io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free guidance."),

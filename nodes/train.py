@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..trainers.config import TrainingConfig
 from . import host
+from .rows import alpha_input, seed_input
 from .types import Dataset, LoraModel, Prior, PriorKeeping, SamplePrompts, Samples, TrainingOptions
 
 
@@ -37,14 +38,7 @@ def sockets(size: Sequence[io.Input]) -> list[io.Input]:
         ),
         *size,
         io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="Pictures a batch; more needs memory."),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=False,
-            tooltip="Decides all that is random. The same seed gives the same LoRA.",
-        ),
+        seed_input("Decides all that is random. The same seed gives the same LoRA."),
         TrainingOptions.Input("options", optional=True, tooltip="From Training Options (Likeness)."),
         SamplePrompts.Input("samples", optional=True, tooltip="From Sample Prompts (Likeness)."),
         io.String.Input(
@@ -82,11 +76,6 @@ def outlets() -> list[io.Output]:
             tooltip="Memory taken and estimated, time of a step, size of what was trained.",
         ),
     ]
-
-
-def alpha_input(tooltip: str) -> io.Input:
-    """alpha."""
-    return io.Float.Input("alpha", default=16.0, min=0.001, max=100_000.0, step=1.0, round=0.001, tooltip=tooltip)
 
 
 class LikenessTrainLoRA(io.ComfyNode):

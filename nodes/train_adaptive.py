@@ -9,7 +9,8 @@ from comfy_api.latest import io, ui
 from ..trainers.config import TRUNCATIONS, TrainingConfig
 from ..trainers.rank_map import rank_map, rank_table
 from . import host
-from .train import alpha_input, outlets, sockets
+from .rows import alpha_input
+from .train import outlets, sockets
 from .types import Prior, Samples
 
 

@@ -1,0 +1,15 @@
+"""Inputs that several nodes have."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+
+def seed_input(tooltip: str) -> io.Input:
+    """seed, of 64 bits; it stays as it is after a run, so that a run can be repeated."""
+    return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, tooltip=tooltip)
+
+
+def alpha_input(tooltip: str) -> io.Input:
+    """alpha, by which ΔW = alpha/rank · up · down."""
+    return io.Float.Input("alpha", default=16.0, min=0.001, max=100_000.0, step=1.0, round=0.001, tooltip=tooltip)
