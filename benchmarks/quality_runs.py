@@ -91,9 +91,15 @@ def ours(world: World, config: Any, ladder: Sequence[int], prior: Any = None) ->
                     rungs.append(_rung(Judge.done, clock, world.score(patcher, others=True)))
             return Image.new("RGB", (8, 8))
 
+    class Unseen(session.Live):
+        """Draws no sheet: nobody asked for one."""
+
+        def show(self, picture: Image.Image, step: int) -> None:
+            pass
+
     samples = Samples(("",), "", 0, every, 1, 1.0, "euler", "normal", 64, 64)
-    kept = session.prepare
-    session.prepare = Judge  # type: ignore[assignment]
+    kept = session.prepare, session.Live
+    session.prepare, session.Live = Judge, Unseen  # type: ignore[assignment,misc]
     try:
         with clock.running():
             pictures = load_folder(
@@ -106,5 +112,5 @@ def ours(world: World, config: Any, ladder: Sequence[int], prior: Any = None) ->
             config = replace(config, steps=ladder[-1], sample_every=every)
             session.train_lora(world.model, world.clip, world.vae, pictures, config, samples=samples, prior=prior)
     finally:
-        session.prepare = kept
+        session.prepare, session.Live = kept  # type: ignore[misc]
     return rungs

@@ -38,7 +38,7 @@ class TrainingConfig:
 
     Attributes:
         steps: updates in all, those of a resumed run included.
-        learning_rate: the peak of the schedule.
+        learning_rate: the peak of the schedule; 0 = by the sizes of the adapted layers, see :mod:`.auto_rate`.
         rank: of the adapter, where ``layer_rules`` say nothing else; of OFT, the size of the largest block.
         alpha: ΔW = alpha/rank · up · down.
         batch_size: pictures in a batch, all of one bucket.
@@ -193,9 +193,9 @@ class TrainingConfig:
 
         for name in ("steps", "rank", "batch_size", "gradient_accumulation"):
             at_least(name, 1)
-        for name in ("learning_rate", "alpha", "huber_c", "timestep_std", "timestep_shift"):
+        for name in ("alpha", "huber_c", "timestep_std", "timestep_shift"):
             at_least(name, 0, above=True)
-        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "min_snr_gamma", "noise_offset"):
+        for name in ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "min_snr_gamma", "noise_offset"):
             at_least(name, 0)
         for name in ("prior_weight", "rank_weight", "entropy_weight"):
             at_least(name, 0)

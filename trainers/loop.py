@@ -18,6 +18,7 @@ from ..lora.delta import LowRankDelta
 from . import checkpoints, optimizers
 from .adapters import Method
 from .attention_entropy import cross_attention_entropy
+from .auto_rate import with_rate
 from .bands import band_edges, band_means, band_sums, named_sums
 from .batches import Batch, Batches, check_data
 from .checkpoints import Checkpoint
@@ -152,7 +153,7 @@ def train(
         NothingLearned: after the last of two or more steps ΔW is zero; its checkpoint is kept.
         ValueError: configuration, data or checkpoint do not fit; says which and what to do.
     """
-    config.validate()
+    config = with_rate(config.validate(), denoiser.module)
     check_data(data)
     trained = trained_modules(denoiser, config)
     start = None

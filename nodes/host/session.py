@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...lora.files import write_safetensors
 from ...lora.model import LoraTensors
+from ...trainers.auto_rate import with_rate
 from ...trainers.config import TrainingConfig
 from ...trainers.curve import training_curves
 from ...trainers.dataset import Example, PictureSet, TrainingSet, class_caption
@@ -85,6 +86,7 @@ def train_lora(
     if prior is not None:
         config = replace(config, prior_weight=prior.weight, prior_target=prior.target)
     parameterisation(model.get_model_object("model_sampling"))  # before any work: can it be trained at all?
+    config = with_rate(config, model.model.diffusion_model)
     interrupt = Interrupt()
     reporter = Reporter(config.steps, node_id, interrupt)
     patcher = resident_clone(model)

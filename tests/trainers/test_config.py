@@ -29,7 +29,7 @@ def test_json_round_trip(config: TrainingConfig) -> None:
     ("field", "value"),
     [
         ("steps", 0),
-        ("learning_rate", 0.0),
+        ("learning_rate", -1e-4),
         ("learning_rate", float("nan")),
         ("rank", 0),
         ("alpha", -1.0),
