@@ -355,3 +355,29 @@ def test_ranks_find_the_order_of_what_is_to_be_learnt() -> None:
         found = list(ranks.counts().values())
     assert loss.item() < 0.05, (loss.item(), found)
     assert found == sorted(found) and found[-1] > 13 and found[-2] > found[0], found
+
+
+def test_sd_scripts_and_peft_read_the_same_delta(toy: Any, data: Any, tmp_path: Path) -> None:
+    """Fails if alpha and rank of a layer are not as other programs take them: sd-scripts' formula, and peft itself."""
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    result = train(toy(), data(), RUN, tmp_path)
+    ranks = {name.removeprefix(PREFIX): delta.rank for name, delta in result.deltas.items()}
+    assert len({*ranks.values()}) > 1
+    module = toy().module
+    escaped = {"^" + name.replace(".", r"\."): rank for name, rank in ranks.items()}
+    config = LoraConfig(r=1, lora_alpha=1, target_modules=list(ranks), rank_pattern=escaped, alpha_pattern=escaped)
+    inject_adapter_in_model(config, module, adapter_name="default")
+    state = {}
+    for name in ranks:
+        base = f"{PREFIX}{name}"
+        state[f"{name}.lora_A.weight"] = result.tensors[f"{base}.lora_down.weight"]
+        state[f"{name}.lora_B.weight"] = result.tensors[f"{base}.lora_up.weight"]
+    loaded = set_peft_model_state_dict(module, state)
+    assert not loaded.unexpected_keys
+    for name, delta in result.deltas.items():
+        down, up, alpha = (result.tensors[f"{name}.{end}"] for end in ("lora_down.weight", "lora_up.weight", "alpha"))
+        scripts = float(alpha) / down.shape[0] * up.flatten(1) @ down.flatten(1)
+        peft = module.get_submodule(name.removeprefix(PREFIX)).get_delta_weight("default")
+        assert torch.allclose(scripts, delta.dense().flatten(1), atol=1e-5)
+        assert torch.allclose(peft, delta.dense(), atol=1e-5)
