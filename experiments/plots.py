@@ -83,7 +83,7 @@ def pareto(rows: Sequence[Row], x: str, y: str, size: str = "", title: str = "",
         axes.errorbar(*point, yerr=bars_y, xerr=bars_x, fmt="none", color=shade, alpha=0.35, linewidth=1, capsize=2)
         area = 30 + 420 * number / largest
         axes.scatter(*point, s=area, color=shade, alpha=0.6, edgecolor="black", linewidth=0.6)
-        label = " ".join(str(value) for value in row.values.values())
+        label = " ".join(str(value) for name, value in row.values.items() if name != colour or len(row.values) == 1)
         axes.annotate(label, point, xytext=(math.sqrt(area) / 2 + 2, 3), textcoords="offset points", fontsize=7)
     front = [points[index] for index in pareto_front(points)]
     axes.plot(*zip(*front, strict=True), color="0.4", linestyle="--", linewidth=1, zorder=0, label="Pareto front")
