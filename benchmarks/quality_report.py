@@ -136,8 +136,12 @@ def render(subjects: Sequence[Subject], findings: Sequence[Finding], plan: str, 
         for o in outcomes(subjects)
     ]
     curve = [
-        [f"{r['steps']:.0f}", f"{r['cpu']:.1f}", *(f"{r[w]:.3f}" for w in ("similarity", "nearest", "style"))]
-        + [f"{r['others']:.2f}"]
+        [
+            f"{r['steps']:.0f}",
+            f"{r['cpu']:.1f}",
+            *(f"{r[what]:.3f}" for what in ("similarity", "nearest", "style")),
+            f"{r['others']:.2f}",
+        ]
         for r in outcomes(subjects)[-1].curve
     ]
     lines = [

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import base_model
 import quality_runs
 import torch
 from quality_runs import Rung
@@ -19,6 +20,12 @@ def main() -> int:
     folder, subject = Path(job["folder"]), job["subject"]
     torch.set_flush_denormal(True)  # before the first parallel region, so that the workers inherit it
     torch.set_num_threads(job["threads"])
+    # Libraries are not what teaching a subject costs.
+    base_model.open_host()
+    import comfy_extras.nodes_train  # noqa: F401
+    import matplotlib.backends.backend_agg  # noqa: F401
+    import peft  # noqa: F401
+
     world = World(subject, tuple(job["seeds"]))
 
     def once(name: str, run: Callable[[], list[Rung]]) -> list[Rung]:
@@ -45,7 +52,7 @@ def defaults(changes: dict[str, object]) -> object:
     from likeness.nodes.train import LikenessTrainLoRA
     from likeness.trainers.config import TrainingConfig
 
-    shown = ("steps", "learning_rate", "rank", "alpha", "batch_size", "seed")
+    shown = ("steps", "learning_rate", "rank", "alpha", "batch_size", "seed", "weighting")
     widgets = {one.id: one.default for one in LikenessTrainLoRA.define_schema().inputs if one.id in shown}
     return TrainingConfig.from_mapping({**widgets, **changes})
 

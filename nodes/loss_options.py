@@ -60,9 +60,10 @@ class LikenessLossOptions(io.ComfyNode):
                 io.Combo.Input(
                     "weighting",
                     options=["none", MIN_SNR, *(one for one in WEIGHTINGS if one != "none")],
-                    default="none",
-                    tooltip="How much each noise level counts. none: as the model was made. min-snr: the usual help "
-                    "for SD1.5 and SDXL. debiased, p2, truncated-snr: others of the literature.",
+                    default="auto",
+                    tooltip="How much each noise level counts. none: as the model was made. min-snr: the earlier help for "
+                    "SD1.5 and SDXL. debiased, p2, truncated-snr: others of the literature. auto: debiased for models "
+                    "that predict noise, none for others.",
                 ),
                 io.Float.Input(
                     "min_snr_gamma",

@@ -12,9 +12,12 @@ from . import host
 from .rows import alpha_input, seed_input
 from .types import Dataset, LoraModel, Prior, PriorKeeping, SamplePrompts, Samples, TrainingOptions
 
+WEIGHTED = ("auto", "none", "debiased")
+"""Weightings that need no numbers; Loss and Noise Options has the others."""
 
-def sockets(size: Sequence[io.Input]) -> list[io.Input]:
-    """What is asked of every run; ``size`` stands between the learning rate and the batch."""
+
+def sockets(size: Sequence[io.Input], learning_rate: float = 1e-4) -> list[io.Input]:
+    """What is asked of every run; ``size`` stands between the learning rate, with its default, and the batch."""
     return [
         io.Model.Input("model", tooltip="The model to teach. LoRAs already applied stay in force."),
         io.Clip.Input("clip", tooltip="Its text encoder. Trained only with Text Encoder Options (Likeness)."),
@@ -29,12 +32,13 @@ def sockets(size: Sequence[io.Input]) -> list[io.Input]:
         ),
         io.Float.Input(
             "learning_rate",
-            default=1e-4,
-            min=1e-9,
+            default=learning_rate,
+            min=0.0,
             max=1e6,
             step=1e-6,
             round=1e-10,
-            tooltip="1e-4 is a good start; lower it when the loss grows or pictures break.",
+            tooltip="0: chosen by the size of the model's layers, 1e-4 for SDXL and 3.5e-4 for SD1.5. Lower it when "
+            "the loss grows or pictures break.",
         ),
         *size,
         io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="Pictures a batch; more needs memory."),
@@ -92,14 +96,26 @@ class LikenessTrainLoRA(io.ComfyNode):
             "from. Everything about the run is kept in the output folder, below likeness/.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
-            inputs=sockets(
-                [
-                    io.Int.Input(
-                        "rank", default=16, min=1, max=4096, tooltip="Capacity of the LoRA, and its file size."
-                    ),
-                    alpha_input("The LoRA is scaled by alpha / rank: equal to rank means 1."),
-                ]
-            ),
+            inputs=[
+                *sockets(
+                    [
+                        io.Int.Input(
+                            "rank", default=16, min=1, max=4096, tooltip="Capacity of the LoRA, and its file size."
+                        ),
+                        alpha_input("The LoRA is scaled by alpha / rank: equal to rank means 1."),
+                    ],
+                    learning_rate=0.0,
+                ),
+                io.Combo.Input(
+                    "weighting",
+                    optional=True,
+                    options=list(WEIGHTED),
+                    default="auto",
+                    tooltip="How much each noise level counts. auto: debiased for models that predict noise (SD1.5, "
+                    "SDXL), which learns a subject in half the steps; none for others. none: as the model was made. "
+                    "Loss and Noise Options, and min-SNR, override it.",
+                ),
+            ],
             outputs=outlets(),
         )
 
@@ -121,8 +137,9 @@ class LikenessTrainLoRA(io.ComfyNode):
         run_name: str = "",
         resume_from: str = "",
         prior: Prior | None = None,
+        weighting: str = "none",
     ) -> io.NodeOutput:
-        """Train."""
+        """Train. Prompts from before ``weighting`` was an input do not name it, and are trained as they were."""
         shown = {
             "steps": steps,
             "learning_rate": learning_rate,
@@ -132,7 +149,7 @@ class LikenessTrainLoRA(io.ComfyNode):
             "seed": seed,
             "sample_every": samples.every if samples else 0,
         }
-        config = TrainingConfig.from_mapping({**(options or {}), **shown})
+        config = TrainingConfig.from_mapping({"weighting": weighting, **(options or {}), **shown})
         trained = host.train_lora(
             model,
             clip,
