@@ -61,9 +61,9 @@ class LikenessLossOptions(io.ComfyNode):
                     "weighting",
                     options=["none", MIN_SNR, *(one for one in WEIGHTINGS if one != "none")],
                     default="auto",
-                    tooltip="How much each noise level counts. none: as the model was made. min-snr: the earlier help for "
-                    "SD1.5 and SDXL. debiased, p2, truncated-snr: others of the literature. auto: debiased for models "
-                    "that predict noise, none for others.",
+                    tooltip="How much each noise level counts. auto: debiased for models that predict noise "
+                    "(SD1.5, SDXL), none for others. none: as the model was made. min-snr, p2, truncated-snr: others "
+                    "of the literature.",
                 ),
                 io.Float.Input(
                     "min_snr_gamma",
