@@ -155,6 +155,15 @@ def names(model: Model) -> dict[str, Entry]:
     return found
 
 
+def turns(model: Model) -> dict[str, Callable[[Tensor], Tensor]]:
+    """diffusers layer name -> how the rows of its weight, and of a LoRA's up, are turned there: few layers."""
+    return {
+        fused(key.removesuffix(".weight")): entry.turn
+        for key, entry in names(model).items()
+        if key.endswith(".weight") and entry.turn is not None
+    }
+
+
 def layers(model: Model) -> dict[str, str]:
     """diffusers layer name, q, k and v taken together -> host layer name (without `diffusion_model.`)."""
     found = {}

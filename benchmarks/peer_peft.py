@@ -73,24 +73,26 @@ def _start_from(job: Job, unet: Any) -> None:
     """Put Likeness' first values into the adapters, where it left them, so that both runs are the same run."""
     if not job.init_file().is_file():
         return
-    first = load_file(str(job.init_file()))
+    first, turns = load_file(str(job.init_file())), models.turns(job.model)
     for name, layer in models.layers(job.model).items():
         if f"{layer}.down" in first:
             module = unet.get_submodule(name)
             with torch.no_grad():
                 module.lora_A["default"].weight.copy_(first.pop(f"{layer}.down"))
-                module.lora_B["default"].weight.copy_(first.pop(f"{layer}.up"))
+                up = first.pop(f"{layer}.up")
+                module.lora_B["default"].weight.copy_(turns[name](up) if name in turns else up)
     if first:
         raise ValueError(f"layers that the peer does not train: {sorted(first)[:4]}")
 
 
 def _export(job: Job, unet: Any) -> None:
     """A file of the trained factors: kohya's with diffusers' names where the host maps these, else the host's own."""
-    tensors, host = {}, models.layers(job.model)
+    tensors, host, turns = {}, models.layers(job.model), models.turns(job.model)
     for name, module in unet.named_modules():
         if hasattr(module, "lora_A"):
             layer = "diffusion_model." + host[name] if job.model.flow else "lora_unet_" + name.replace(".", "_")
             tensors[layer + ".lora_down.weight"] = module.lora_A["default"].weight.detach().contiguous()
-            tensors[layer + ".lora_up.weight"] = module.lora_B["default"].weight.detach().contiguous()
+            up = module.lora_B["default"].weight.detach()
+            tensors[layer + ".lora_up.weight"] = (turns[name](up) if name in turns else up).contiguous()
             tensors[layer + ".alpha"] = torch.tensor(float(job.alpha))
     save_file(tensors, str(job.path(job.name + ".safetensors")))
