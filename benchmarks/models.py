@@ -31,7 +31,7 @@ class Model:
 
     kind: class of comfy.supported_models. peer: class of diffusers and its configuration. host: what the host's own
     table of names asks for. latent: (C, H, W). text: (tokens, width). pooled: width, 0 = none. flow: predicts the
-    velocity, else ε.
+    velocity, else ε. res_blocks: a level, where the run ends in a file of kohya's names; else it has the host's.
     """
 
     kind: str

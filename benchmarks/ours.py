@@ -97,8 +97,8 @@ def run(job: Job, stream: Stream, gate: Gate, patcher: Any) -> dict[str, Any]:
             for x, cond in zip(stream.latents, conds, strict=True)
         )
         result = train(denoiser, TrainingSet(examples=examples, empty=conds[0]), config, Path(folder), Callbacks())
-    scheme = ("comfy",) if job.model.flow else ("kohya", job.model.res_blocks)
-    named = rename(from_deltas(result.deltas), *scheme)
+    deltas, blocks = from_deltas(result.deltas), job.model.res_blocks
+    named = rename(deltas, "kohya", blocks) if blocks else rename(deltas, "comfy")
     write_safetensors(job.path(job.name + ".safetensors"), named, {})
     assert denoiser.first_noise is not None
     drawn = float((torch.stack(denoiser.sigma) - stream.sigma).abs().max())

@@ -86,11 +86,12 @@ def _start_from(job: Job, unet: Any) -> None:
 
 
 def _export(job: Job, unet: Any) -> None:
-    """A file of the trained factors: kohya's with diffusers' names where the host maps these, else the host's own."""
+    """A file of the trained factors, in the scheme that Likeness writes too: kohya's names of an SD1.5, else the host's."""
     tensors, host, turns = {}, models.layers(job.model), models.turns(job.model)
     for name, module in unet.named_modules():
         if hasattr(module, "lora_A"):
-            layer = "diffusion_model." + host[name] if job.model.flow else "lora_unet_" + name.replace(".", "_")
+            kohya = "lora_unet_" + name.replace(".", "_")
+            layer = kohya if job.model.res_blocks else "diffusion_model." + host[name]
             tensors[layer + ".lora_down.weight"] = module.lora_A["default"].weight.detach().contiguous()
             up = module.lora_B["default"].weight.detach()
             tensors[layer + ".lora_up.weight"] = (turns[name](up) if name in turns else up).contiguous()
