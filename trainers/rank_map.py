@@ -83,7 +83,7 @@ def rank_map(ranks: Mapping[str, LayerRank], title: str = "Rank of each layer") 
         axes.set_xticks(range(len(columns[role])), columns[role], rotation=40, ha="right", fontsize=8)
         axes.set_yticks(range(len(rows[role])), rows[role], fontsize=size)
         axes.set_title(f"{role}, mean {np.nanmean(cells):.1f}", fontsize=10)
-    figure.colorbar(shown, ax=list(each), label="rank", fraction=0.03, pad=0.01)
+    figure.colorbar(shown, ax=list(each), label="rank", fraction=0.03, pad=0.01, ticks=range(0, top + 1, -(-top // 8)))
     figure.suptitle(title, fontsize=12)
     return image()
 
@@ -93,6 +93,8 @@ def _place(name: str) -> tuple[str, str]:
     short = name.removeprefix(MODEL)
     found = ATTENTION.search(short)
     if found and found[0].startswith("."):
-        return short[: found.start()], short[found.end() :].lstrip(".") or found[0].strip(".")
+        return short[: found.start()].replace(".transformer_blocks.", " · "), short[found.end() :].lstrip(".") or found[
+            0
+        ].strip(".")
     block = block_of(name)
     return block, short.removeprefix(block).lstrip(".") or short
