@@ -86,7 +86,7 @@ def _start_from(job: Job, unet: Any) -> None:
 
 
 def _export(job: Job, unet: Any) -> None:
-    """A file of the trained factors, in the scheme that Likeness writes too: kohya's names of an SD1.5, else the host's."""
+    """A file of the trained factors, in the scheme that Likeness writes: kohya's of an SD1.5, else the host's."""
     tensors, host, turns = {}, models.layers(job.model), models.turns(job.model)
     for name, module in unet.named_modules():
         if hasattr(module, "lora_A"):
