@@ -73,10 +73,10 @@ def _start_from(job: Job, unet: Any) -> None:
     """Put Likeness' first values into the adapters, where it left them, so that both runs are the same run."""
     if not job.init_file().is_file():
         return
-    first, turns = load_file(str(job.init_file())), models.turns(job.model)
+    first, turns, modules = load_file(str(job.init_file())), models.turns(job.model), dict(unet.named_modules())
     for name, layer in models.layers(job.model).items():
-        if f"{layer}.down" in first:
-            module = unet.get_submodule(name)
+        if f"{layer}.down" in first and name in modules:  # the table has two names for an SDXL's size embedding
+            module = modules[name]
             with torch.no_grad():
                 module.lora_A["default"].weight.copy_(first.pop(f"{layer}.down"))
                 up = first.pop(f"{layer}.up")
