@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from likeness.devtools.client import Client, RunFailed
+from likeness.experiments.client import Client, RunFailed
 
 Graphs = Callable[..., dict[str, dict[str, Any]]]
 
@@ -121,3 +121,21 @@ def test_loss_options_go_before_what_they_follow(client: Client, training: Graph
     client.run(made)
     config = json.loads((base / "output" / "likeness" / "loss-min-snr" / "config.json").read_text("utf-8"))
     assert (config["weighting"], config["min_snr_gamma"]) == ("none", 3.0)
+
+
+def test_what_is_not_chosen_is_chosen_by_the_model(client: Client, training: Graphs, base: Path) -> None:
+    """Rate 0 is written down as 1.4e-3, tiny-unet's; a prompt without a weighting is trained as before there was one.
+
+    Fails if old prompts changed, if options did not override the node, or if a run began at rate 0.
+    """
+
+    def ran(name: str, **inputs: Any) -> tuple[float, str, float]:
+        client.run(training(run_name=name, steps=2, batch_size=1, **inputs))
+        config = json.loads((base / "output" / "likeness" / name / "config.json").read_text("utf-8"))
+        return config["learning_rate"], config["weighting"], config["min_snr_gamma"]
+
+    assert ran("auto", learning_rate=0.0, weighting="auto") == (0.0014, "auto", 0.0)
+    assert ran("as-before", learning_rate=1e-4)[1] == "none"
+    assert losses(base, "auto")[0] != losses(base, "as-before")[0]
+    chosen = ran("min-snr", learning_rate=1e-4, weighting="auto", options={"min_snr_gamma": 5.0})
+    assert chosen == (1e-4, "auto", 5.0)
