@@ -19,9 +19,10 @@ from typing import Any
 
 from PIL import Image
 
-from . import grid, scores, workflow
+from ..experiments import workflow
+from ..experiments.client import Client, Interrupted, Rejected, Run, RunFailed
+from . import grid, scores
 from .checkpoint import link_checkpoint, reference_pictures
-from .client import Client, Interrupted, Rejected, Run, RunFailed
 from .install import say
 from .paths import DEMO_OUTPUT, HOST_BASES, ROOT, host_path, users_host, venv_python
 from .progress import Bar

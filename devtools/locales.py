@@ -1,6 +1,6 @@
 """locales/en/nodeDefs.json from the nodes' own schemas: what translators copy and translate.
 
-    python -m devtools.locales http://127.0.0.1:8188
+    python devtools/start.py locales http://127.0.0.1:8188
 
 The page reads these texts with vue-i18n, in which braces, @ and | have a meaning: they are written as {'{'} and so on.
 """
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-from .client import Client
+from ..experiments.client import Client
 from .paths import ROOT
 
 PREFIX = "Likeness"
@@ -49,9 +48,11 @@ def _node(schema: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    found = english(Client(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8188").object_info())
+def main(arguments: list[str]) -> int | str:
+    """Write the texts; `arguments`: the server's address."""
+    found = english(Client(arguments[0] if arguments else "http://127.0.0.1:8188").object_info())
     if not found:
-        sys.exit("that server has no node of this pack")
+        return "that server has no node of this pack"
     TARGET.write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", "utf-8")
     print(f"{TARGET.relative_to(ROOT)}: {len(found)} nodes")
+    return 0

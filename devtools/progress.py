@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from .client import Event
+from ..experiments.client import Event
 
 WIDTH = 30
 LOG_EVERY = 15.0  # seconds

@@ -137,7 +137,7 @@ def server(base: Path, host_path: Path, pytestconfig: pytest.Config) -> Iterator
 @pytest.fixture()
 def client(server: Any) -> Any:
     """A client of its own for each test."""
-    from likeness.devtools.client import Client
+    from likeness.experiments.client import Client
 
     if not server.alive():
         pytest.fail(f"the server has ended.\n{server.log_tail()}")
@@ -147,7 +147,7 @@ def client(server: Any) -> Any:
 @pytest.fixture(scope="session")
 def object_info(server: Any) -> dict[str, object]:
     """The server's /object_info, asked once."""
-    from likeness.devtools.client import Client
+    from likeness.experiments.client import Client
 
     return Client(server.address).object_info()
 

@@ -35,9 +35,9 @@ def test_every_template_opens_from_the_list_with_no_missing_node(comfy_page: Any
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "workflows").glob("*.json")))
 def test_the_page_keeps_every_widget_value(comfy_page: Any, name: str) -> None:
-    """The page's own graphToPrompt must give what devtools.workflow gives: fails when values slip to another widget."""
-    from likeness.devtools.client import Client
-    from likeness.devtools.workflow import to_api
+    """The page's graphToPrompt must give what experiments.workflow gives. Fails when values slip to another widget."""
+    from likeness.experiments.client import Client
+    from likeness.experiments.workflow import to_api
 
     comfy_page.open().open_template(name)
     from_page = comfy_page.page.evaluate("app.graphToPrompt().then(p => p.output)")

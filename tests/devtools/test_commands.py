@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from likeness.devtools import demo, grid, progress, tiers
-from likeness.devtools.client import Event
 from likeness.devtools.server import linked_pack, make_base
+from likeness.experiments.client import Event
 
 
 def test_a_base_links_the_pack_once_and_never_replaces_a_stranger(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from likeness.devtools.client import Client, Rejected, RunFailed
+from likeness.experiments.client import Client, Rejected, RunFailed
 
 
 def picture(width: int = 16) -> dict:

@@ -48,7 +48,7 @@ def test_every_input_is_explained_with_its_default(object_info: dict[str, Any]) 
 
 
 def test_english_is_what_the_schemas_say(object_info: dict[str, Any]) -> None:
-    """Fails when a tooltip changed and the file did not: run python -m devtools.locales against a server."""
+    """Fails when a tooltip changed and the file did not: run python devtools/start.py locales against a server."""
     written = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text("utf-8"))
     assert written == english(object_info)
 

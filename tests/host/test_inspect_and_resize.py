@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from likeness.devtools.client import RunFailed
-from likeness.devtools.workflow import set_inputs, to_api
+from likeness.experiments.client import RunFailed
+from likeness.experiments.workflow import set_inputs, to_api
 from likeness.lora.files import read_lora, write_safetensors
 from likeness.lora.keys import to_deltas
 from likeness.lora.load import load_lora, save_lora

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from likeness.devtools.workflow import to_api, widget_values
+from likeness.experiments.workflow import to_api, widget_values
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 WORKFLOWS = sorted(FOLDER.glob("*.json"))

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from likeness.devtools.client import Client
+from likeness.experiments.client import Client
 from likeness.metrics.features import efficientnet_lite0
 from likeness.metrics.similarity import compare
 from likeness.tinyworld.classifier import accuracy, asked_subjects

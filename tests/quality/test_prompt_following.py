@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from likeness.devtools.client import Client
+from likeness.experiments.client import Client
 from likeness.tinyworld.classifier import accuracy, asked_subjects
 from likeness.tinyworld.dataset import caption, plain_batch, words
 from likeness.tinyworld.split import load_split

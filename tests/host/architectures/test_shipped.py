@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from likeness.devtools.client import Client
-from likeness.devtools.workflow import set_inputs, to_api
+from likeness.experiments.client import Client
+from likeness.experiments.workflow import set_inputs, to_api
 from likeness.tinyworld import truth
 
 FOLDER = Path(__file__).resolve().parents[3] / "workflows"

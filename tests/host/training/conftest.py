@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from likeness.devtools.client import Client, Run
+from likeness.experiments.client import Client, Run
 
 Graph = dict[str, dict[str, Any]]
 CHECKPOINT = "tiny-unet.safetensors"

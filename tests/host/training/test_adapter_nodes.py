@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from likeness.devtools.client import Client
+from likeness.experiments.client import Client
 
 Graphs = Callable[..., dict[str, dict[str, Any]]]
 

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from likeness.devtools.client import Client, Event, Interrupted
 from likeness.devtools.server import Server
+from likeness.experiments.client import Client, Event, Interrupted
 
 pytestmark = pytest.mark.quality
 SHARE = float(os.environ.get("LIKENESS_ENDURANCE", "0.3"))

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 
 from likeness.devtools import random_checkpoints
-from likeness.devtools.client import Client
 from likeness.devtools.server import Server
+from likeness.experiments.client import Client
 
 SD15 = {
     "image_size": 32,

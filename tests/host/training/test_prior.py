@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from likeness.devtools.client import Client, RunFailed
+from likeness.experiments.client import Client, RunFailed
 
 Graphs = Callable[..., dict[str, dict[str, Any]]]
 Draw = Callable[..., np.ndarray]

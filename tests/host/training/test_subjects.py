@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from likeness.devtools.client import Client
+from likeness.experiments.client import Client
 
 Graphs = Callable[..., dict[str, dict[str, Any]]]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from likeness.devtools.client import Client
 from likeness.devtools.server import Server
+from likeness.experiments.client import Client
 
 Graph = dict[str, dict[str, Any]]
 

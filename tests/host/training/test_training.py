@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from likeness.devtools.client import Client, Event, Interrupted, RunFailed
 from likeness.devtools.server import Server
+from likeness.experiments.client import Client, Event, Interrupted, RunFailed
 
 Graphs = Callable[..., dict[str, dict[str, Any]]]
 Draw = Callable[..., np.ndarray]
