@@ -16,8 +16,8 @@ WEIGHTED = ("auto", "none", "debiased")
 """Weightings that need no numbers; Loss and Noise Options has the others."""
 
 
-def sockets(size: Sequence[io.Input], learning_rate: float = 1e-4) -> list[io.Input]:
-    """What is asked of every run; ``size`` stands between the learning rate, with its default, and the batch."""
+def sockets(size: Sequence[io.Input]) -> list[io.Input]:
+    """What is asked of every run; ``size`` stands between the learning rate and the batch."""
     return [
         io.Model.Input("model", tooltip="The model to teach. LoRAs already applied stay in force."),
         io.Clip.Input("clip", tooltip="Its text encoder. Trained only with Text Encoder Options (Likeness)."),
@@ -32,7 +32,7 @@ def sockets(size: Sequence[io.Input], learning_rate: float = 1e-4) -> list[io.In
         ),
         io.Float.Input(
             "learning_rate",
-            default=learning_rate,
+            default=0.0,
             min=0.0,
             max=1e6,
             step=1e-6,
@@ -61,6 +61,15 @@ def sockets(size: Sequence[io.Input], learning_rate: float = 1e-4) -> list[io.In
             "prior",
             optional=True,
             tooltip="From Prior Preservation (Likeness): keeps the model from forgetting other subjects.",
+        ),
+        io.Combo.Input(
+            "weighting",
+            optional=True,
+            options=list(WEIGHTED),
+            default="auto",
+            tooltip="How much each noise level counts. auto: debiased for models that predict noise (SD1.5, "
+            "SDXL), which learns a subject in half the steps; none for others. none: as the model was made. "
+            "Loss and Noise Options, and min-SNR, override it.",
         ),
     ]
 
@@ -96,26 +105,14 @@ class LikenessTrainLoRA(io.ComfyNode):
             "from. Everything about the run is kept in the output folder, below likeness/.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
-            inputs=[
-                *sockets(
-                    [
-                        io.Int.Input(
-                            "rank", default=16, min=1, max=4096, tooltip="Capacity of the LoRA, and its file size."
-                        ),
-                        alpha_input("The LoRA is scaled by alpha / rank: equal to rank means 1."),
-                    ],
-                    learning_rate=0.0,
-                ),
-                io.Combo.Input(
-                    "weighting",
-                    optional=True,
-                    options=list(WEIGHTED),
-                    default="auto",
-                    tooltip="How much each noise level counts. auto: debiased for models that predict noise (SD1.5, "
-                    "SDXL), which learns a subject in half the steps; none for others. none: as the model was made. "
-                    "Loss and Noise Options, and min-SNR, override it.",
-                ),
-            ],
+            inputs=sockets(
+                [
+                    io.Int.Input(
+                        "rank", default=16, min=1, max=4096, tooltip="Capacity of the LoRA, and its file size."
+                    ),
+                    alpha_input("The LoRA is scaled by alpha / rank: equal to rank means 1."),
+                ]
+            ),
             outputs=outlets(),
         )
 

@@ -121,6 +121,7 @@ class LikenessTrainAdaptiveLoRA(io.ComfyNode):
         run_name: str = "",
         resume_from: str = "",
         prior: Prior | None = None,
+        weighting: str = "none",
         **shown: Any,
     ) -> io.NodeOutput:
         """Train."""
@@ -136,7 +137,7 @@ class LikenessTrainAdaptiveLoRA(io.ComfyNode):
             clip,
             vae,
             dataset,
-            TrainingConfig.from_mapping({**chosen, **shown, **own}),
+            TrainingConfig.from_mapping({"weighting": weighting, **chosen, **shown, **own}),
             samples=samples,
             prior=prior,
             run_name=run_name,
