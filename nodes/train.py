@@ -68,7 +68,7 @@ def sockets(size: Sequence[io.Input]) -> list[io.Input]:
             options=list(WEIGHTED),
             default="auto",
             tooltip="How much each noise level counts. auto: debiased for models that predict noise (SD1.5, "
-            "SDXL), which learns a subject in half the steps; none for others. none: as the model was made. "
+            "SDXL), which learns a subject in fewer steps; none for others. none: as the model was made. "
             "Loss and Noise Options, and min-SNR, override it.",
         ),
     ]
