@@ -27,6 +27,7 @@ FAMILY_NAMES = {
     "z-image": "Lumina 2 or Z-Image",
 }
 _CONTEXTS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
+UNKNOWN, TEXT_ALONE, _UNET = "unknown", "text encoders alone", "a UNet of the Stable Diffusion family"
 _ORDER = (
     *("clip_l", "clip_g", "clip_h", "t5xxl"),
     *("input_blocks", "middle_block", "output_blocks", "out"),
@@ -147,15 +148,31 @@ def inspect_lora(lora: Mapping[str, Tensor], progress: Callable[[int, int], None
 
 def architecture(layers: Sequence[InspectedLayer]) -> str:
     """Which model the layers are of, by their names and the width of their text."""
-    names = [layer.name.removeprefix(MODEL) for layer in layers if layer.name.startswith(MODEL)]
-    if family := mmdit_names.family_of_all(names) or family_of_bases(layer.name for layer in layers if layer.known):
+    return architecture_of({layer.name: layer.shape for layer in layers}, [y.name for y in layers if y.known])
+
+
+def architecture_of(shapes: Mapping[str, tuple[int, int] | None], known: Iterable[str] | None = None) -> str:
+    """Which model these layers are of. shapes: canonical layer -> (outputs, the rest) of its ΔW, None where unknown.
+
+    known: those whose names are a known architecture's; None: all.
+    """
+    names = [name.removeprefix(MODEL) for name in shapes if name.startswith(MODEL)]
+    if family := mmdit_names.family_of_all(names) or family_of_bases(shapes if known is None else known):
         return FAMILY_NAMES[family]
-    widths = {layer.shape[1] for layer in layers if layer.shape and layer.name.endswith((".attn2.to_k", ".attn2.to_v"))}
+    widths = {shape[1] for name, shape in shapes.items() if shape and name.endswith((".attn2.to_k", ".attn2.to_v"))}
     if found := next((_CONTEXTS[width] for width in sorted(widths) if width in _CONTEXTS), None):
         return found
     if any(name.startswith(("input_blocks.", "output_blocks.", "middle_block.")) for name in names):
-        return "a UNet of the Stable Diffusion family" + (f" with text {min(widths)} wide" if widths else "")
-    return "text encoders alone" if all(layer.name.startswith(TEXT_ENCODERS) for layer in layers) else "unknown"
+        return f"{_UNET}{f' with text {min(widths)} wide' if widths else ''}"
+    return TEXT_ALONE if all(name.startswith(TEXT_ENCODERS) for name in shapes) else UNKNOWN
+
+
+def are_different(one: str, other: str) -> bool:
+    """Whether two answers of ``architecture_of`` say for certain that the LoRAs are of different models."""
+    if one == other or {one, other} & {TEXT_ALONE, UNKNOWN}:
+        return False
+    unets = [name.startswith(_UNET) or name in _CONTEXTS.values() for name in (one, other)]
+    return not (all(unets) and _UNET in (one, other))  # a UNet of unknown width may be any of them
 
 
 def sums(name: str, layers: Sequence[InspectedLayer]) -> Sums:
