@@ -26,24 +26,31 @@ UNMEASURED = SignConflict(math.nan, math.nan)
 
 
 def sign_conflict(stack: LayerStack) -> SignConflict:
-    """Over all pairs of the LoRAs used, with the signs of their weights; one ΔW at a time."""
-    positive = torch.zeros(stack.shape, dtype=torch.int32)
-    negative = torch.zeros(stack.shape, dtype=torch.int32)
+    """Over all pairs of the LoRAs used, with the signs of their weights; one ΔW at a time.
+
+    With S the sum of signs at a place and C the number that are not 0, (C² − S²) / 4 pairs are of opposite sign there,
+    of C (C − 1) / 2.
+    """
+    sums, counts = torch.zeros(stack.shape), torch.zeros(stack.shape)
     shares = []
     for i in stack.used:
-        delta = stack.delta(i) * math.copysign(1.0, stack.weights[i])
-        plus, minus = delta > 0, delta < 0
-        positive += plus
-        negative += minus
-        if counted := int(plus.sum()) + int(minus.sum()):
-            shares.append(int(plus.sum()) / counted)
-    both = (positive + negative).to(torch.float64)
-    pairs = float((both * (both - 1) / 2).sum())
-    opposite = float((positive.to(torch.float64) * negative).sum())
+        signs = stack.delta(i).sign()
+        turn = 1.0 if stack.weights[i] > 0 else -1.0
+        total = turn * float(signs.sum(dtype=torch.float64))
+        sums.add_(signs, alpha=turn)
+        signs.abs_()
+        counts += signs
+        if counted := float(signs.sum(dtype=torch.float64)):
+            shares.append((counted + total) / 2 / counted)
+    squares = float(torch.linalg.vector_norm(counts, dtype=torch.float64)) ** 2
+    pairs = (squares - float(counts.sum(dtype=torch.float64))) / 2
+    opposite = (squares - float(torch.linalg.vector_norm(sums, dtype=torch.float64)) ** 2) / 4
     n = len(shares)
     # Σ_{i<j} pᵢ(1−pⱼ) + (1−pᵢ)pⱼ is (Σp)(Σ1−p) − Σ p(1−p)
     expected = math.fsum(shares) * math.fsum(1 - p for p in shares) - math.fsum(p * (1 - p) for p in shares)
-    return SignConflict(opposite / pairs if pairs else math.nan, expected / (n * (n - 1) / 2) if n > 1 else math.nan)
+    if n < 2 or pairs < 0.5:
+        return UNMEASURED
+    return SignConflict(min(1.0, max(0.0, opposite / pairs)), expected / (n * (n - 1) / 2))
 
 
 def mean_cosine(gram: Tensor, weights: Tensor) -> float:

@@ -18,10 +18,10 @@ _AUTO_ENERGY = 0.99
 class OutputRank:
     """The ranks of the merged LoRA.
 
-    mode: "exact": nothing is lost: the concatenation where the method allows it, Σr of the inputs or the layer's own
-    largest rank, whichever is less; else as many directions as the merged ΔW has, which of TIES or DARE are nearly all.
-    "number": at most `rank`. "energy": in each layer the smallest that keeps the share `energy` of Σs². "auto": the
-    smallest that keeps 99%, and never more than Σr of the inputs.
+    mode: "exact": nothing is lost that float32 holds: the concatenation where the method allows it, Σr of the inputs or
+    the layer's own largest rank, whichever is less; else as many directions as the merged ΔW has, which of TIES or DARE
+    are nearly all. "number": at most `rank`. "energy": in each layer the smallest that keeps the share `energy` of Σs².
+    "auto": the smallest that keeps 99%, and never more than Σr of the inputs.
     Raises ValueError for what is out of range.
     """
 
@@ -55,7 +55,7 @@ class MergeOptions:
     method: a key of METHODS. scale: λ, times which everything merged is taken. density: (0, 1], the share of each
     ΔW's entries that stays. majority: of TIES' election, "total" or "frequency". scope: whether density counts in each
     layer or over the whole model ("layer", "model"). epsilon: DELLA's range of probabilities. outliers: [0, 1), the
-    share of the largest entries that breadcrumbs leave out, 1 − γ; β is 1 − density − outliers. seed: of DARE and
+    share of the largest entries that breadcrumbs leave out, 1 − γ; β is 1 − density − outliers, or 0. seed: of DARE and
     DELLA. measure: whether the report has cosines and sign conflicts, which cost more than a linear merge.
     Raises ValueError for what is out of range.
     """

@@ -277,7 +277,9 @@ def test_figures() -> None:
     shuffled = np.random.default_rng(0).permutation(skewed[f"{Q}.diff"].numpy().ravel())
     assert layer.conflict.chance == pytest.approx((shuffled != other[f"{Q}.diff"].numpy().ravel()).mean(), abs=0.03)
     same, opposite = merged([(loras[0], 1.0), (loras[0], 2.0)])[1][0], merged([(loras[0], 1.0), (loras[0], -2.0)])[1][0]
-    assert (same.conflict.share, opposite.conflict.share) == (0.0, 1.0)
+    assert (same.conflict.share, opposite.conflict.share) == pytest.approx((0, 1), abs=1e-9)
+    apart = [({f"{Q}.diff": torch.eye(4)[i : i + 1].T @ torch.ones(1, 3)}, 1.0) for i in range(3)]
+    assert math.isnan(merged(apart)[1][0].conflict.share)  # no entry that two of them have
     assert (same.cosine, opposite.cosine) == pytest.approx((1, -1))
 
 

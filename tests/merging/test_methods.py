@@ -17,7 +17,9 @@ from likeness.merging.dare import dare, dare_ties, drop_and_rescale
 from likeness.merging.della import della, keep_probability, magprune
 from likeness.merging.karcher import karcher
 from likeness.merging.knots import knots
+from likeness.merging.methods import METHODS
 from likeness.merging.model_stock import model_stock, ratio
+from likeness.merging.options import MergeOptions
 from likeness.merging.slerp import slerp
 from likeness.merging.stack import LayerStack
 from likeness.merging.ties import disjoint_mean, elect_sign, ties
@@ -309,3 +311,43 @@ def test_trim_by_hand_and_refusals() -> None:
         with pytest.raises(ValueError, match="density"):
             trim(torch.ones(3), density)
     assert disjoint_mean(torch.tensor([[0.0], [2.0]]), torch.tensor([1.0])).tolist() == [2.0]
+
+
+@pytest.mark.parametrize("density", [1 / 8, 37 / 64, 3 / 4])
+@pytest.mark.parametrize("outliers", [0.0, 1 / 128, 3 / 16])
+def test_breadcrumbs_options_are_mergekits(density: float, outliers: float) -> None:
+    """Fails if density and outliers do not keep as many as mergekit does, which cuts ⌊outliers · n⌋ of the largest and
+    leaves ⌊density · n⌋, one more or less by the rounding of β."""
+    delta = stack_of(1, 8, (20, 50))
+    options = MergeOptions("breadcrumbs", density=density, outliers=outliers)
+    stacked = METHODS["breadcrumbs"].stacked
+    assert stacked is not None
+    kept = stacked(delta, options, [])
+    assert abs(int((kept != 0).sum()) - int(density * 1000)) <= 1
+    assert float(kept.abs().max()) == float(delta.abs().flatten().sort(descending=True).values[int(outliers * 1000)])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), t=st.floats(0.01, 0.99))
+def test_slerp_is_mergekits_where_norms_are_equal(seed: int, t: float) -> None:
+    """Fails if the sines differ from those that mergekit puts on the ΔW themselves; with norms 1 and 3 both differ."""
+    units = torch.nn.functional.normalize(stack_of(2, seed).flatten(1).double(), dim=1)
+    angle = torch.arccos((units[0] * units[1]).sum())
+    theirs = torch.stack([((1 - t) * angle).sin(), (t * angle).sin()]) / angle.sin()
+    weights = torch.tensor([1 - t, t], dtype=torch.float64)
+    assert torch.allclose(slerp(gram_of(5 * units), weights), theirs, atol=1e-7)
+    unequal = units * torch.tensor([[1.0], [3.0]])
+    assert not torch.allclose(slerp(gram_of(unequal), weights), theirs, atol=1e-3)
+    assert float((slerp(gram_of(unequal), weights) @ unequal).norm()) == pytest.approx(1 - t + 3 * t)
+
+
+def test_rescaling_differs_from_mergekit_as_said() -> None:
+    """Fails if DARE or DELLA match a norm, as mergekit does, in place of dividing by the probability: then what stays
+    would not be a fixed multiple of what was."""
+    delta = stack_of(1, 4, (6, 30))[0]
+    dropped = drop_and_rescale(delta, 0.25, torch.Generator().manual_seed(1))
+    assert torch.allclose(dropped[dropped != 0], 4 * delta[dropped != 0])
+    assert float(dropped.abs().sum()) != pytest.approx(float(delta.abs().sum()), rel=1e-3)
+    pruned, probability = magprune(delta, 0.5, 0.4, torch.Generator().manual_seed(1)), keep_probability(delta, 0.5, 0.4)
+    assert torch.allclose(pruned[pruned != 0], (delta / probability)[pruned != 0])
+    assert (float(probability.min()), float(probability.max())) == pytest.approx((0.3, 0.7))  # mergekit: 0.1 and 0.9
