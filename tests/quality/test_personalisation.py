@@ -36,7 +36,7 @@ class Lesson:
 
 LESSONS = {
     "tiny-unet.safetensors": Lesson(SUBJECTS, 300, 1e-3, 0.10),
-    "tiny-mmdit.safetensors": Lesson(SUBJECTS[:2], 200, 1e-3, 0.07),
+    "tiny-mmdit.safetensors": Lesson(SUBJECTS[:1], 200, 1e-3, 0.07),
 }
 PROMPTS = (
     caption("sks", HELD_BACK_STYLE, None),  # a style that no reference shows

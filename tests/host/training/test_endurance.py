@@ -1,6 +1,6 @@
 """Long use of one server: a thousand steps in flat memory, and fifty cancels that cost nothing.
 
-LIKENESS_ENDURANCE is the share of both that is run: 0.3 unless set, so that `./test` stays short; 1 is the whole.
+LIKENESS_ENDURANCE is the share of both that is run: 0.2 unless set, so that `./test` stays short; 1 is the whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from likeness.devtools.server import Server
 from likeness.experiments.client import Client, Event, Interrupted
 
 pytestmark = pytest.mark.quality
-SHARE = float(os.environ.get("LIKENESS_ENDURANCE", "0.3"))
+SHARE = float(os.environ.get("LIKENESS_ENDURANCE", "0.2"))
 Graphs = Callable[..., dict[str, dict[str, Any]]]
 
 
