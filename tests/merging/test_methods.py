@@ -351,3 +351,19 @@ def test_rescaling_differs_from_mergekit_as_said() -> None:
     pruned, probability = magprune(delta, 0.5, 0.4, torch.Generator().manual_seed(1)), keep_probability(delta, 0.5, 0.4)
     assert torch.allclose(pruned[pruned != 0], (delta / probability)[pruned != 0])
     assert (float(probability.min()), float(probability.max())) == pytest.approx((0.3, 0.7))  # mergekit: 0.1 and 0.9
+
+
+def test_inner_products_and_norms_from_factors() -> None:
+    """Fails if a scale or weight is left out where no ΔW is made: two pairs of different ranks and scales, a whole ΔW
+    and a missing one, against numpy on the dense ΔW; a SLERP or Karcher mean would be another one."""
+    pairs = [
+        LowRankDelta(stack_of(1, i, (9, r))[0], stack_of(1, i + 5, (r, 11))[0], scale, "linear")
+        for i, (r, scale) in enumerate([(2, 0.5), (3, -4.0)])
+    ]
+    stack = LayerStack("x", (pairs[0], stack_of(1, 20, (9, 11))[0], None, pairs[1]), (1.0, -2.0, 1.0, 0.25))
+    deltas = np.stack([stack.delta(i).double().numpy().ravel() for i in range(4)])
+    scaled = pairs[1].up.double() @ pairs[1].down.double() * -4.0
+    assert np.allclose(deltas[3], scaled.numpy().ravel(), atol=1e-4)
+    assert np.allclose(stack.gram().numpy(), deltas @ deltas.T, rtol=1e-5, atol=1e-3)
+    assert stack.norms() == pytest.approx(np.abs(stack.weights) * np.linalg.norm(deltas, axis=1), rel=1e-5)
+    assert (stack.ranks, stack.rank_sum, stack.used) == ((2, None, 0, 3), None, (0, 1, 3))
