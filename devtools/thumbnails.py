@@ -107,7 +107,7 @@ def cards() -> dict[str, Image.Image]:
         "train_two_subjects": card([doughnut[0], shown("duck", "noto")], "two", "one\nLoRA"),
         "train_low_memory": card(doughnut, "yours", "less\nmemory"),
         "inspect_and_resize_lora": card(doughnut, "a LoRA", "what is\nin it,\nsmaller"),
-        "train_adaptive_rank": card(doughnut, "yours", "each layer\nits rank"),
+        "train_adaptive_rank": card(doughnut, "yours", "each\nlayer\nits rank"),
         "compare_ranks": card(doughnut, "yours", "rank 4,\nrank 32,\nor learnt"),
     }
 
