@@ -19,8 +19,12 @@ def shipped(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "workflows").glob("*.json")))
-def test_every_template_opens_from_the_list_with_no_missing_node(comfy_page: Any, name: str) -> None:
-    """Fails when the pack does not load, or a workflow names a node that neither it nor the host has."""
+def test_every_template_opens_from_the_list_and_keeps_its_values(comfy_page: Any, name: str) -> None:
+    """Fails when the pack does not load, a workflow names a node that neither it nor the host has, or values slip to
+    another widget: the page's graphToPrompt must give what experiments.workflow gives."""
+    from likeness.experiments.client import Client
+    from likeness.experiments.workflow import to_api
+
     comfy_page.open()
     uncaught: list[str] = []
     comfy_page.page.on("pageerror", lambda error: uncaught.append(str(error)))
@@ -31,15 +35,6 @@ def test_every_template_opens_from_the_list_with_no_missing_node(comfy_page: Any
     assert comfy_page.page.get_by_text("Missing Node").count() == 0
     assert comfy_page.page.evaluate("[...app.graph.links.values()].length") == len(shipped(name)["links"])
     assert uncaught == []
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "workflows").glob("*.json")))
-def test_the_page_keeps_every_widget_value(comfy_page: Any, name: str) -> None:
-    """The page's graphToPrompt must give what experiments.workflow gives. Fails when values slip to another widget."""
-    from likeness.experiments.client import Client
-    from likeness.experiments.workflow import to_api
-
-    comfy_page.open().open_template(name)
     from_page = comfy_page.page.evaluate("app.graphToPrompt().then(p => p.output)")
     info = Client(comfy_page.server.address).object_info()
     ours = to_api(shipped(name), info)
