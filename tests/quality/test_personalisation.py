@@ -35,7 +35,7 @@ class Lesson:
 
 
 LESSONS = {
-    "tiny-unet.safetensors": Lesson(SUBJECTS, 300, 1e-3, 0.10),
+    "tiny-unet.safetensors": Lesson(SUBJECTS, 200, 1e-3, 0.10),
     "tiny-mmdit.safetensors": Lesson(SUBJECTS[:1], 200, 1e-3, 0.07),
 }
 PROMPTS = (
@@ -108,6 +108,7 @@ def taught(server: Any, studio: Any, checkpoint: str) -> dict[str, Taught]:
             alpha=16.0,
             batch_size=4,
             seed=7,
+            weighting="auto",
             prior=["keep", 0],
         )
         for k, prompt in enumerate(PROMPTS):
