@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from ..lora.layer_patterns import first_match, rule_lines
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,10 @@ def parse_layer_weights(text: str) -> tuple[LayerWeights, ...]:
     Raises:
         ValueError: names the line, what is wrong with it and what is expected.
     """
-    return tuple(
-        _parse(number, line.split())
-        for number, line in enumerate(text.splitlines(), 1)
-        if line.strip() and not line.lstrip().startswith("#")
-    )
+    return tuple(_parse(*line) for line in rule_lines(text, "the layer weights"))
 
 
-def _parse(number: int, words: Sequence[str]) -> LayerWeights:
-    where = f"line {number} of the layer weights"
-    try:
-        re.compile(words[0])
-    except re.error as why:
-        raise ValueError(f"{where}: {words[0]!r} is no regular expression: {why}") from why
+def _parse(number: int, where: str, words: Sequence[str]) -> LayerWeights:
     if len(words) < 2:
         raise ValueError(f"{where}: {words[0]!r} has no number; expected one weight, or one for each LoRA")
     factors = []
@@ -64,7 +56,7 @@ def weights_in(layer: str, weights: Sequence[float], rules: Sequence[LayerWeight
 
     Raises ValueError where that rule has neither one number nor one for each LoRA.
     """
-    rule = next((rule for rule in rules if re.search(rule.pattern, layer)), None)
+    rule = first_match(layer, rules)
     if rule is None:
         return tuple(weights)
     if len(rule.factors) not in (1, len(weights)):

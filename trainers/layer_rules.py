@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from ..lora.layer_patterns import first_match, rule_lines
 
 _KEYS = ("rank", "alpha", "lr")
 
@@ -46,19 +47,10 @@ def parse_rules(text: str) -> tuple[LayerRule, ...]:
     Raises:
         ValueError: names the line, what is wrong with it and what is expected.
     """
-    return tuple(
-        _parse(number, line.split())
-        for number, line in enumerate(text.splitlines(), 1)
-        if line.strip() and not line.lstrip().startswith("#")
-    )
+    return tuple(_parse(*line) for line in rule_lines(text, "layer_rules"))
 
 
-def _parse(number: int, words: Sequence[str]) -> LayerRule:
-    where = f"line {number} of layer_rules"
-    try:
-        re.compile(words[0])
-    except re.error as why:
-        raise ValueError(f"{where}: {words[0]!r} is no regular expression: {why}") from why
+def _parse(number: int, where: str, words: Sequence[str]) -> LayerRule:
     values: dict[str, float] = {}
     for word in words[1:]:
         key, _, value = word.partition("=")
@@ -75,11 +67,6 @@ def _parse(number: int, words: Sequence[str]) -> LayerRule:
         raise ValueError(f"{where}: {words[0]!r} says nothing; expected at least one of rank=…, alpha=…, lr=…")
     rank = int(values["rank"]) if "rank" in values else None
     return LayerRule(number, words[0], rank, values.get("alpha"), values.get("lr", 1.0))
-
-
-def first_match(name: str, rules: Sequence[LayerRule]) -> LayerRule | None:
-    """The rule that decides a layer, or None."""
-    return next((rule for rule in rules if re.search(rule.pattern, name)), None)
 
 
 def plan_layers(layers: Sequence[str], rules: Sequence[LayerRule], rank: int, alpha: float) -> dict[str, LayerPlan]:

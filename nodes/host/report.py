@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ...lora.layer_patterns import first_match
 from ...trainers.config import TrainingConfig
 from ...trainers.estimate import Estimate
-from ...trainers.layer_rules import first_match, parse_rules
+from ...trainers.layer_rules import parse_rules
 from ...trainers.loop import TrainingResult
 from ...trainers.targets import PREFIX, adaptable_layers, matched_layers
 
