@@ -174,13 +174,4 @@ def render(subjects: Sequence[Subject], findings: Sequence[Finding], plan: str, 
         draw(["steps", "CPU s", "similarity", "nearest", "style", "others kept"], curve),
         "",
     ]
-    if markdown:
-        lines.append(
-            draw(
-                ["target", "figure", "wanted", ""],
-                [[f.name, f"{f.figure:.3g}", f.target, "ok" if f.ok else "short"] for f in findings],
-            )
-        )
-    else:
-        lines += [finding.line() for finding in findings]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, report.targets_met(findings, markdown)]) + "\n"

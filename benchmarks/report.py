@@ -178,16 +178,15 @@ def render(
     if not all(r.peak_resettable for r in rows):
         lines.append("The kernel did not permit to reset VmHWM: peaks may hold what loading took.")
     lines.append("")
-    if markdown:
-        lines.append(
-            _markdown(
-                ["target", "figure", "wanted", ""],
-                [[f.name, f"{f.figure:.3g}", f.target, "ok" if f.ok else "short"] for f in findings],
-            )
-        )
-    else:
-        lines += [f.line() for f in findings]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, targets_met(findings, markdown)]) + "\n"
+
+
+def targets_met(findings: Sequence[Finding], markdown: bool) -> str:
+    """A line a target, or a table of them."""
+    if not markdown:
+        return "\n".join(finding.line() for finding in findings)
+    body = [[f.name, f"{f.figure:.3g}", f.target, "ok" if f.ok else "short"] for f in findings]
+    return _markdown(["target", "figure", "wanted", ""], body)
 
 
 def _columns(head: list[str], body: list[list[str]]) -> str:
