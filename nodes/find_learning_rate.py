@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from ..trainers.config import TrainingConfig
 from ..trainers.rate_finder import sweep_plot, sweep_table
 from . import host
-from .rows import alpha_input, seed_input
+from .rows import alpha_input, seed_input, weighting_input
 from .types import Dataset, TrainingOptions
 
 
@@ -74,6 +74,9 @@ class LikenessFindLearningRate(io.ComfyNode):
                     max=256,
                     tooltip="Batches on which the loss is measured after each step. More: a smoother curve, slower.",
                 ),
+                weighting_input(
+                    "As you will train: auto is what Train LoRA has by itself. Loss and Noise Options overrides it."
+                ),
             ],
             outputs=[
                 io.Float.Output(
@@ -100,6 +103,7 @@ class LikenessFindLearningRate(io.ComfyNode):
         seed: int,
         options: dict[str, Any] | None = None,
         probes: int = 4,
+        weighting: str = "none",
     ) -> io.NodeOutput:
         """Sweep."""
         shown = {"steps": steps, "rank": rank, "alpha": alpha, "batch_size": batch_size, "seed": seed}
@@ -108,7 +112,7 @@ class LikenessFindLearningRate(io.ComfyNode):
             clip,
             vae,
             dataset,
-            TrainingConfig.from_mapping({**(options or {}), **shown}),
+            TrainingConfig.from_mapping({"weighting": weighting, **(options or {}), **shown}),
             lowest=lowest_rate,
             highest=highest_rate,
             probes=probes,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+WEIGHTED = ("auto", "none", "debiased")
+"""Weightings that need no numbers; Loss and Noise Options has the others."""
+
 
 def seed_input(tooltip: str) -> io.Input:
     """seed, of 64 bits; it stays as it is after a run, so that a run can be repeated."""
@@ -13,3 +16,8 @@ def seed_input(tooltip: str) -> io.Input:
 def alpha_input(tooltip: str) -> io.Input:
     """alpha, by which ΔW = alpha/rank · up · down."""
     return io.Float.Input("alpha", default=16.0, min=0.001, max=100_000.0, step=1.0, round=0.001, tooltip=tooltip)
+
+
+def weighting_input(tooltip: str) -> io.Input:
+    """weighting. Optional: prompts from before it was an input do not name it, and mean "none"."""
+    return io.Combo.Input("weighting", optional=True, options=list(WEIGHTED), default="auto", tooltip=tooltip)

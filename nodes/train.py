@@ -9,11 +9,8 @@ from comfy_api.latest import io
 
 from ..trainers.config import TrainingConfig
 from . import host
-from .rows import alpha_input, seed_input
+from .rows import alpha_input, seed_input, weighting_input
 from .types import Dataset, LoraModel, Prior, PriorKeeping, SamplePrompts, Samples, TrainingOptions
-
-WEIGHTED = ("auto", "none", "debiased")
-"""Weightings that need no numbers; Loss and Noise Options has the others."""
 
 
 def sockets(size: Sequence[io.Input]) -> list[io.Input]:
@@ -62,14 +59,10 @@ def sockets(size: Sequence[io.Input]) -> list[io.Input]:
             optional=True,
             tooltip="From Prior Preservation (Likeness): keeps the model from forgetting other subjects.",
         ),
-        io.Combo.Input(
-            "weighting",
-            optional=True,
-            options=list(WEIGHTED),
-            default="auto",
-            tooltip="How much each noise level counts. auto: debiased for models that predict noise (SD1.5, "
+        weighting_input(
+            "How much each noise level counts. auto: debiased for models that predict noise (SD1.5, "
             "SDXL), which learns a subject in fewer steps; none for others. none: as the model was made. "
-            "Loss and Noise Options, and min-SNR, override it.",
+            "Loss and Noise Options, and min-SNR, override it."
         ),
     ]
 

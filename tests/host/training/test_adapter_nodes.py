@@ -61,7 +61,7 @@ def test_the_hosts_loader_draws_what_was_trained(
 
 
 def test_a_rate_is_found(client: Client, training: Graphs, base: Path) -> None:
-    """Fails if the node does not run, leaves a run behind, or shows nothing."""
+    """Fails if the node does not run, leaves a run behind, shows nothing, or does not heed the weighting."""
     graph = training(options={"targets": "attention"})
     before = sorted((base / "output").rglob("*"))
     train = graph.pop("train")["inputs"]
@@ -77,3 +77,5 @@ def test_a_rate_is_found(client: Client, training: Graphs, base: Path) -> None:
     suggested = float(table.rsplit("suggested: ", 1)[1])
     assert 1e-5 < suggested < 10.0
     assert sorted((base / "output").rglob("*")) == before
+    graph["find"]["inputs"]["weighting"] = "auto"
+    assert client.run(graph).text("text") != table
