@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .client import Client
@@ -95,18 +95,19 @@ def scored(record: Record, run: Run, folder: Path, scorer: Scorer, scoring: str)
 
 
 def upload(client: Client, uploads: dict[str, str]) -> None:
-    """Put folders of this machine into a host's input folder: {name there: folder here}, captions included.
+    """Put folders of this machine into a host's input folder: {name there: folder here}, captions and folders in them
+    included.
 
     Raises:
         ValueError: a folder is not there or has no picture.
     """
     for name, folder in uploads.items():
-        files = sorted(Path(folder).glob("*")) if Path(folder).is_dir() else []
+        files = sorted(Path(folder).rglob("*")) if Path(folder).is_dir() else []
         if not any(file.suffix.lower() in PICTURES for file in files):
             raise ValueError(f"there is no picture to upload in {folder}")
         for file in files:
             if file.suffix.lower() in (*PICTURES, ".txt"):
-                client.upload(file, name)
+                client.upload(file, str(PurePosixPath(name, *file.relative_to(folder).parent.parts)))
 
 
 def api_graph(graph: dict[str, Any], client: Client | None) -> dict[str, Any]:

@@ -66,6 +66,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "axes": {"seed": {"inputs": f"{_TRAIN}.seed", "values": [1, 2, 3]}},
         "replicates": ["seed"],
     },
+    "lora-library": {
+        "about": "one LoRA for each folder of pictures in subjects/; the name of the folder is trigger word and file, "
+        "as Train LoRA.rar and Route LoRAs want them",
+        "axes": {"subject": {"inputs": "LikenessDataset.trigger", "folders": "subjects"}},
+        "uploads": {"library": "subjects"},
+        "set": {"LikenessDataset.folder": "library/{subject}", "LikenessSaveLoRA.filename": "library/{subject}"},
+        "results": {"megabytes": {"file": "LikenessSaveLoRA"}},
+    },
 }
 
 

@@ -143,12 +143,13 @@ def from_mapping(described: Mapping[str, Any], graph: Mapping[str, Any] | None =
 def read(path: Path) -> dict[str, Any]:
     """A sweep's JSON with the files that it names: its graph read in, the folders' paths made whole.
 
-    Paths are relative to the sweep's file. A graph in the UI format stays so: see `workflow.to_api`.
+    Paths are relative to the sweep's file. A graph in the UI format stays so: see `workflow.to_api`. The values of an
+    axis with `folders` are the names of that folder's folders.
 
     Raises:
-        ValueError: a file is not there, or is no JSON object.
+        ValueError: a file is not there, or is no JSON object; a folder of folders has none.
     """
-    described = _json(path)
+    described = with_presets(_json(path))
     graph = described.get("graph")
     if isinstance(graph, str):
         described["graph"] = _json(path.parent / graph)
@@ -157,7 +158,18 @@ def read(path: Path) -> dict[str, Any]:
             score["references"] = str((path.parent / score["references"]).absolute())
     uploads = described.get("uploads") or {}
     described["uploads"] = {name: str((path.parent / folder).absolute()) for name, folder in uploads.items()}
+    described["axes"] = {name: _listed(axis, path.parent) for name, axis in described["axes"].items()}
     return described
+
+
+def _listed(axis: Any, here: Path) -> Any:
+    if not isinstance(axis, Mapping) or "folders" not in axis:
+        return axis
+    whole = here / str(axis["folders"])
+    names = sorted(entry.name for entry in whole.iterdir() if entry.is_dir()) if whole.is_dir() else []
+    if not names:
+        raise ValueError(f"an axis takes its values from the folders in {whole}, and there are none")
+    return {**{key: value for key, value in axis.items() if key != "folders"}, "values": names}
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

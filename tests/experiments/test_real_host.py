@@ -15,6 +15,7 @@ from PIL import Image
 
 from likeness.experiments import cli
 from likeness.experiments.client import Client
+from likeness.experiments.conduct import upload
 
 pytestmark = pytest.mark.host
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +95,19 @@ def test_sizes_of_models_are_those_of_the_disk(client: Client, base: Path, tiny_
     """Fails if a LoRA's size in a table is another file's."""
     assert client.model_sizes("checkpoints")["tiny-unet.safetensors"] == tiny_checkpoint.stat().st_size
     assert client.alive() and not Client("http://127.0.0.1:9").alive()
+
+
+def test_folders_in_an_uploaded_folder_stay_folders(client: Client, base: Path, tmp_path: Path) -> None:
+    """Fails if the pictures of two subjects end in one folder, or captions and pictures part."""
+    for name in ("owl", "mug"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name / "1.png")
+        (tmp_path / name / "1.txt").write_text(f"a {name}")
+    upload(client, {"library": str(tmp_path)})
+    there = base / "input" / "library"
+    assert {str(path.relative_to(there)): path.read_bytes() for path in there.rglob("*.*")} == {
+        str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*.*")
+    }
 
 
 def small(described: Path, colours: list[int]) -> str:

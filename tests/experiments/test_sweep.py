@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 from itertools import product
+from pathlib import Path
 
 import pytest
 
 from likeness.experiments.graph import filled, find_node, with_inputs
 from likeness.experiments.presets import PRESETS
-from likeness.experiments.sweep import changes, from_mapping
+from likeness.experiments.sweep import changes, from_mapping, read
 
 GRAPH = {
     "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a.safetensors"}},
@@ -78,11 +80,34 @@ def test_every_preset_fits_the_nodes_and_several_go_together() -> None:
     """Fails if a preset names an input that the node has not, or a second preset drops the first one's axes."""
     graph = described()
     graph["graph"]["6"] = {"class_type": "LikenessPriorPreservation", "inputs": {"weight": 1.0}}
-    for name in PRESETS:
+    for name in PRESETS.keys() - {"lora-library"}:
         assert from_mapping({**graph, "preset": name}).runs()
     sweep = from_mapping(described(preset=["ranks", "seeds"], axes={"rank": {"inputs": "3.rank", "values": [2]}}))
     assert [run.values for run in sweep.runs()] == [{"rank": 2, "seed": seed} for seed in (1, 2, 3)]
     assert sweep.replicates == ("seed",) and sweep.varied == ("rank",)
+
+
+def test_a_library_has_a_run_for_each_folder_of_pictures(tmp_path: Path) -> None:
+    """Fails if a folder is left out, a file counts as one, or its name is not trigger, folder and file at once."""
+    graph = {
+        "data": {"class_type": "LikenessDataset", "inputs": {"folder": "", "trigger": ""}},
+        "save": {"class_type": "LikenessSaveLoRA", "inputs": {"filename": "likeness/my_subject"}},
+    }
+    (tmp_path / "graph.json").write_text(json.dumps(graph))
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps({"graph": "graph.json", "preset": "lora-library"}))
+    (tmp_path / "subjects").mkdir()
+    (tmp_path / "subjects" / "note.txt").write_text("no folder")
+    with pytest.raises(ValueError, match="subjects, and there are none"):
+        read(path)
+    for name in ("owl", "mug"):
+        (tmp_path / "subjects" / name).mkdir()
+    sweep = from_mapping(read(path))
+    assert sweep.uploads == {"library": str(tmp_path / "subjects")}
+    inputs = [{**run.graph["data"]["inputs"], **run.graph["save"]["inputs"]} for run in sweep.runs()]
+    assert inputs == [
+        {"folder": f"library/{name}", "trigger": name, "filename": f"library/{name}"} for name in ("mug", "owl")
+    ]
 
 
 def test_a_choice_sets_inputs_of_its_own_and_words_are_filled_in() -> None:
