@@ -154,6 +154,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--targets", type=numbers, default=[4, 8], help="target ranks of adaptive rank; empty: none")
     parser.add_argument("--adaptive", default="{}", help='more inputs of adaptive rank, as JSON: {"rank_lr": 0.01}')
     parser.add_argument("--adalora", type=numbers, default=[8], help="ranks of AdaLoRA; empty: none")
+    parser.add_argument("--adalora-learning-rate", type=float, default=0.0, help="0: that of the others")
     parser.add_argument("--resized", type=numbers, default=[1, 2, 4, 8, 16], help="ranks to cut the largest one to")
     parser.add_argument("--energies", type=shares, default=[0.9], help="shares of each layer's energy to cut it to")
     parser.add_argument("--retry-failed", action="store_true")

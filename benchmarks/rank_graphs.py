@@ -147,6 +147,7 @@ def adalora(info: Mapping[str, Any], args: Namespace) -> Graph | None:
     assert graph is not None
     graph["options"] = node(info, "LikenessAdapterOptions", algorithm="adalora")
     graph["train"]["inputs"]["options"] = ["options", 0]
+    graph["train"]["inputs"]["learning_rate"] = args.adalora_learning_rate or args.learning_rate
     return graph
 
 
