@@ -41,7 +41,7 @@ from .schedule import rate_factor
 log = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_FP16_LOSS_SCALE = 4096.0
+FP16_LOSS_SCALE = 4096.0
 """Gradients of a mean over latents are near 1e-5; fp16 ends at 6e-8. A power of two, so nothing is rounded by it."""
 _SMOOTHED = 50
 """Losses in the mean that the log gives beside each."""
@@ -167,7 +167,7 @@ def train(
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     checkpoints.write_text(folder / "config.json", config.to_json() + "\n")
     with ExitStack() as stack:
-        stack.enter_context(_training_mode(denoiser.device))
+        stack.enter_context(training_mode(denoiser.device))
         adapters = stack.enter_context(
             injected(
                 trained.modules,
@@ -196,7 +196,7 @@ def train(
 
 
 @contextmanager
-def _training_mode(device: torch.device) -> Iterator[None]:
+def training_mode(device: torch.device) -> Iterator[None]:
     """Gradients on, global random state kept, tiny numbers flushed to zero.
 
     Denormals: gradients of a nearly trained layer fall below 1e-38, where a CPU is ten times slower and no digit
@@ -264,7 +264,7 @@ class _Run:
         for record in self.log.records:
             self.callbacks.record(record)
         half = any(parameter.dtype == torch.float16 for parameter in denoiser.module.parameters())
-        self.loss_scale = _FP16_LOSS_SCALE if half else 1.0
+        self.loss_scale = FP16_LOSS_SCALE if half else 1.0
         # Until the first pass shows that the model needs none.
         self.rebinding: Rebinding | None = Rebinding()
         self.began = time.monotonic()
