@@ -67,7 +67,7 @@ def _draw_ranks(axes: Any, layers: Sequence[InspectedLayer], title: str, *, firs
     axes.bar(at, [one.effective for one in found], color=_EFFECTIVE, width=0.5, label="effective rank")
     axes.set_title(title, fontsize=11)
     step = -(-len(names) // 16)
-    axes.set_xticks(at[::step], [_short(name) for name in names[::step]], rotation=60, ha="right", fontsize=8)
+    axes.set_xticks(at[::step], [short_block(name) for name in names[::step]], rotation=60, ha="right", fontsize=8)
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.tick_params(axis="y", labelsize=8)
     axes.margins(y=0.2)  # room for the legend
@@ -99,13 +99,14 @@ def _draw_spectra(axes: Any, layers: Sequence[InspectedLayer], columns: int, pix
             last = start
         if start:
             axes.axhline(start, color="white", linewidth=0.4, alpha=0.6)
-    axes.set_yticks(ticks, [_short(layers[start].block) for start in ticks], fontsize=8, va="top")
+    axes.set_yticks(ticks, [short_block(layers[start].block) for start in ticks], fontsize=8, va="top")
     axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel("singular value, from the largest", fontsize=9)
     return shown
 
 
-def _short(block: str) -> str:
+def short_block(block: str) -> str:
+    """A block's name for an axis: `in 4`, `mid`, `double 12`; at most 18 characters."""
     for long, short in _SHORT.items():
         block = block.replace(long, short)
     return block if len(block) <= 18 else f"{block[:17]}…"

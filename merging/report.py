@@ -1,11 +1,16 @@
-"""What a merge did, as markdown."""
+"""What a merge did, as markdown and as JSON."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
+from ..lora.inspection import block_order
 from ..lora.markdown import markdown_table
+from ..lora.roles import block_of
 from .align import Source
 from .layer_weights import LayerWeights
 from .measures import SignConflict
@@ -20,7 +25,7 @@ def merge_report(
     layers: Sequence[MergedLayer],
     rules: Sequence[LayerWeights] = (),
 ) -> str:
-    """What was merged and how, figures over all layers, then a row a layer.
+    """What was merged and how, figures over all layers, a row a block, then a row a layer.
 
     Figures over layers are weighted as ``whole`` says. sources, options, rules: those that ``merge_loras`` was given.
     """
@@ -46,6 +51,63 @@ def merge_report(
             f"Cosine between two LoRAs: {all_of_it.cosine:+.3f} (unrelated ones have about 0). Opposite signs: "
             f"{_conflict(all_of_it.conflict)}; what is near chance is no conflict."
         )
+    text = head + "\n\n" + "\n\n".join(lines)
+    if len(blocks := by_block(layers)) > 1:
+        text += f"\n\n## Blocks\n\n{_table('block', blocks)}"
+    return f"{text}\n\n## Layers\n\n{_table('layer', layers)}\n"
+
+
+def merge_json(
+    sources: Sequence[Source],
+    options: MergeOptions,
+    layers: Sequence[MergedLayer],
+    rules: Sequence[LayerWeights] = (),
+) -> str:
+    """The same for programs; a figure that is not there is null. A line an entry of the outer lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(one) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    def figures(layer: MergedLayer) -> dict[str, Any]:
+        return asdict(layer) | {"error": layer.error}
+
+    found = {
+        "method": options.method,
+        "scale": options.scale,
+        "output": options.output.text,
+        "options": {name: getattr(options, name) for name in METHODS[options.method].uses},
+        "loras": [{"name": source.name, "weight": source.weight} for source in sources],
+        "layer_weights": [{"layers": rule.pattern, "factors": rule.factors} for rule in rules],
+        "whole": figures(whole(layers)),
+        "blocks": [figures(block) for block in by_block(layers)],
+        "layers": [figures(layer) for layer in layers],
+    }
+    return json.dumps(plain(found), ensure_ascii=False, allow_nan=False, indent=1)
+
+
+def by_block(layers: Sequence[MergedLayer]) -> list[MergedLayer]:
+    """The figures of each block, as ``whole`` sums them, in the order in which the model runs; rank: the mean, rounded.
+
+    Raises ValueError where there is no layer.
+    """
+    found: dict[str, list[MergedLayer]] = {}
+    for layer in layers:
+        found.setdefault(block_of(layer.name), []).append(layer)
+    if not found:
+        raise ValueError("there is no layer to sum up")
+    out = []
+    for name in sorted(found, key=block_order):
+        ranks = [layer.rank for layer in found[name] if layer.rank is not None]
+        mean = round(sum(ranks) / len(ranks)) if ranks else None
+        out.append(replace(whole(found[name]), name=name, rank=mean))
+    return out
+
+
+def _table(what: str, layers: Sequence[MergedLayer]) -> str:
     body = [
         [
             layer.name,
@@ -59,10 +121,8 @@ def merge_report(
         ]
         for layer in layers
     ]
-    table = markdown_table(
-        ["layer", "rank", "norm", "norms of each", "cosine", "opposite signs", "energy kept", "relative error"], body
-    )
-    return head + "\n\n" + "\n\n".join(lines) + "\n\n## Layers\n\n" + table + "\n"
+    head = [what, "rank", "norm", "norms of each", "cosine", "opposite signs", "energy kept", "relative error"]
+    return markdown_table(head, body)
 
 
 def whole(layers: Sequence[MergedLayer]) -> MergedLayer:

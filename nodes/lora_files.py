@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 
 from ..lora.keys import SCHEMES
 from ..lora.load import DTYPES, load_lora, save_lora
+from . import host
 from .types import LoraModel
 
 _LONGEST_NAME = 200  # bytes of each part; file systems take 255, and a file is written under a longer name first
@@ -92,18 +93,11 @@ class LikenessLoadLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_name: str, model: Any = None, unknown_keys: str = "refuse") -> io.NodeOutput:
-        layers = _layers(model) if model is not None else None
+        layers = host.model_layers(model) if model is not None else None
         path = folder_paths.get_full_path_or_raise("loras", lora_name)
         lora = load_lora(path, layers, keep_unknown=unknown_keys == "keep")
         metadata = json.dumps(lora.metadata, indent=2, ensure_ascii=False, sort_keys=True)
         return io.NodeOutput(lora, metadata, ui=ui.PreviewText(metadata))
-
-
-def _layers(model: Any) -> dict[str, tuple[int, ...]]:
-    """Canonical layer -> shape of its weight, of a MODEL."""
-    state = model.model.state_dict()
-    names = (key for key in state if key.startswith("diffusion_model.") and key.endswith(".weight"))
-    return {key.removesuffix(".weight"): tuple(state[key].shape) for key in names}
 
 
 def _target(filename: str) -> Path:

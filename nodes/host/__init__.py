@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .denoiser import HostDenoiser
 from .folders import folder_fingerprint, input_folder
+from .layers import model_layers
 from .rates import find_learning_rate
 from .report import describe_options
 from .session import Trained, train_lora
@@ -17,6 +18,7 @@ __all__ = [
     "find_learning_rate",
     "folder_fingerprint",
     "input_folder",
+    "model_layers",
     "ordinary_tensors",
     "train_lora",
 ]
