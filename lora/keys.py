@@ -194,7 +194,7 @@ def group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], 
             parts = groups.setdefault(split[0], {})
             if split[1] in parts:
                 raise ValueError(f"the file names {split[1]} of the layer {split[0]} twice; the second time as {key}")
-            parts[split[1]] = tensor
+            parts[split[1]] = suffixes.as_rows(tensor) if suffixes.is_peft_magnitude(key) else tensor
         else:
             others.append(key)
     return groups, others

@@ -97,8 +97,31 @@ class LoraLayer:
                 return _lokr(self.parts, self.alpha)
             return svd.of_matrix(self.parts["diff"])
         except (KeyError, RuntimeError, IndexError) as error:
-            shapes = ", ".join(f"{suffix} {tuple(tensor.shape)}" for suffix, tensor in self.parts.items())
-            raise ValueError(f"the layer {self.name} is incomplete or malformed: it has {shapes}") from error
+            raise ValueError(self._malformed()) from error
+
+    def _malformed(self) -> str:
+        shapes = ", ".join(f"{suffix} {tuple(tensor.shape)}" for suffix, tensor in self.parts.items())
+        return f"the layer {self.name} is incomplete or malformed: it has {shapes}"
+
+    def delta(self) -> Tensor:
+        """ΔW whole, (out, everything else), float64; of LoRA, LoHa, LoKr and full differences.
+
+        Raises ValueError naming the layer where its tensors do not belong together.
+        """
+        if self.kind == LORA:
+            pair = (suffixes.UP, suffixes.DOWN, suffixes.MID, suffixes.ALPHA)
+            (pair_delta,) = to_deltas({f"{self.base}.{s}": self.parts[s] for s in pair if s in self.parts}).values()
+            return pair_delta.scale * matrix(pair_delta.up) @ matrix(pair_delta.down)
+        try:
+            if self.kind == LOHA:
+                scale, (up1, down1), (up2, down2) = _hadamard(self.parts, self.alpha)
+                return scale * (up1 @ down1) * (up2 @ down2)
+            if self.kind == LOKR:
+                one, other, scale = _kronecker(self.parts, self.alpha)
+                return scale * torch.kron(one, other)
+            return matrix(self.parts["diff"])
+        except (KeyError, RuntimeError, IndexError) as error:
+            raise ValueError(self._malformed()) from error
 
     def kernel(self) -> tuple[int, ...]:
         """() of a matrix, (kh, kw) of a convolution, of what the tensors and the layer's name tell."""
@@ -126,20 +149,33 @@ def count(parts: Mapping[str, Tensor]) -> int:
 
 def _loha(parts: Mapping[str, Tensor], alpha: float | None) -> Svd:
     """scale · (A₁B₁ ∘ A₂B₂). It is a pair of rank r²: rows of one factor's columns multiplied with the other's."""
-    scale = 1.0 if alpha is None else alpha / parts["hada_w1_b"].shape[0]
-    (up1, down1), (up2, down2) = (_product(parts, f"hada_w{n}_a", f"hada_w{n}_b", f"hada_t{n}") for n in (1, 2))
+    scale, (up1, down1), (up2, down2) = _hadamard(parts, alpha)
     if up1.shape[1] * up2.shape[1] >= min(up1.shape[0], down1.shape[1]):
         return svd.of_matrix(scale * (up1 @ down1) * (up2 @ down2))
     up = torch.einsum("oi,oj->oij", up1, up2).flatten(1)
     return svd.of_pair(up, torch.einsum("in,jn->ijn", down1, down2).flatten(0, 1), scale)
 
 
+def _hadamard(
+    parts: Mapping[str, Tensor], alpha: float | None
+) -> tuple[float, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """scale, (A₁, B₁), (A₂, B₂) of a LoHa."""
+    scale = 1.0 if alpha is None else alpha / parts["hada_w1_b"].shape[0]
+    one, other = (_product(parts, f"hada_w{n}_a", f"hada_w{n}_b", f"hada_t{n}") for n in (1, 2))
+    return scale, one, other
+
+
 def _lokr(parts: Mapping[str, Tensor], alpha: float | None) -> Svd:
-    """scale · (W₁ ⊗ W₂), each whole or a product."""
+    """scale · (W₁ ⊗ W₂)."""
+    return svd.of_kronecker(*_kronecker(parts, alpha))
+
+
+def _kronecker(parts: Mapping[str, Tensor], alpha: float | None) -> tuple[Tensor, Tensor, float]:
+    """W₁, W₂ (each whole or a product in the file; as a matrix) and scale of a LoKr."""
     one, other = _whole(parts, "lokr_w1", ""), _whole(parts, "lokr_w2", "lokr_t2")
     # alpha counts where there is a product, and the host divides it by the second's rank where both are
     rank = next((parts[b].shape[0] for b in ("lokr_w2_b", "lokr_w1_b") if b in parts), None)
-    return svd.of_kronecker(one, other, 1.0 if alpha is None or rank is None else alpha / rank)
+    return one, other, 1.0 if alpha is None or rank is None else alpha / rank
 
 
 def _whole(parts: Mapping[str, Tensor], name: str, core: str) -> Tensor:

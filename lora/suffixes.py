@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from torch import Tensor
+
 UP, DOWN, MID, ALPHA = "lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha"
 
 # Written by one program or another for the same two matrices. The group before them is the layer's name.
@@ -66,6 +68,16 @@ def split(key: str) -> tuple[str, str] | None:
     if found := _OTHER.match(key):
         return found["base"], found["suffix"]
     return None
+
+
+def is_peft_magnitude(key: str) -> bool:
+    """Whether the key is a DoRA's magnitude as peft names it, one number of each row of the weight."""
+    return _MAGNITUDE.match(key) is not None
+
+
+def as_rows(magnitude: Tensor) -> Tensor:
+    """peft's (out,), of a convolution (1, out, 1, 1), as the host has magnitudes of rows: (out, 1), (out, 1, 1, 1)."""
+    return magnitude.reshape(-1, *(1,) * max(1, magnitude.ndim - 1))
 
 
 def is_lora(key: str) -> bool:

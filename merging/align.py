@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..lora import kinds, suffixes
+from ..lora import kinds, on_base, suffixes
 from ..lora.delta import LowRankDelta
 from ..lora.inspection import architecture_of, are_different
 from ..lora.keys import to_deltas
 from ..lora.kinds import LoraLayer
+from ..lora.on_base import BaseWeights
 from ..lora.resolve import layer_name
 from ..lora.sizes import changed_size
 from .layer_weights import LayerWeights, weights_in
@@ -52,13 +53,16 @@ class Slot:
 class Alignment:
     """The layers of several LoRAs, checked to belong together; ``load`` gives one at a time.
 
-    sources: at least one. rules: weights of single layers. slots: in the order in which the LoRAs have them.
+    sources: at least one. rules: weights of single layers. base: weights of the model that they are for, which DoRA and
+    OFT need. slots: in the order in which the LoRAs have them.
     Raises ValueError where there is no LoRA or no layer, a weight is not finite, a layer depends on the base weight
-    (DoRA, OFT, BOFT, GLoRA), its tensors do not belong together, or two LoRAs are of different models: then it names
-    the architecture of each and the first layer that differs.
+    (DoRA and OFT without `base`; BOFT, GLoRA), its tensors do not belong together, or two LoRAs are of different
+    models: then it names the architecture of each and the first layer that differs.
     """
 
-    def __init__(self, sources: Sequence[Source], rules: Sequence[LayerWeights] = ()) -> None:
+    def __init__(
+        self, sources: Sequence[Source], rules: Sequence[LayerWeights] = (), base: BaseWeights | None = None
+    ) -> None:
         if not sources:
             raise ValueError("there is no LoRA to merge; give at least one")
         for source in sources:
@@ -66,12 +70,13 @@ class Alignment:
                 raise ValueError(f"the weight of {source.name} is {source.weight}; expected a finite number")
         self.sources = tuple(sources)
         self._rules = tuple(rules)
+        self._base = base
         self._keys = [_keys(source) for source in sources]
         self._check()
         found: dict[Slot, None] = {}
         for keys in self._keys:
-            for base, names in keys.items():
-                found |= dict.fromkeys(Slot(base, suffix) for suffix in _slots(names, self._is_vector(base)))
+            for layer, names in keys.items():
+                found |= dict.fromkeys(Slot(layer, suffix) for suffix in _slots(names, self._is_vector(layer)))
         self.slots = tuple(found)
         for slot in self.slots:  # a rule with a wrong number of weights is refused before the work, not in its middle
             weights_in(layer_name(slot.base), [source.weight for source in sources], self._rules)
@@ -87,7 +92,7 @@ class Alignment:
         for index, keys in enumerate(self._keys):
             layer = self._layer(index, slot.base) if slot.base in keys and only in (None, index) else None
             try:
-                parts.append(None if layer is None else _part(layer, slot.suffix))
+                parts.append(None if layer is None else _part(layer, slot.suffix, self._base))
             except ValueError as error:
                 raise ValueError(f"{self.sources[index].name}: {error}") from error
             first = next((part for part in parts if part is not None), None)
@@ -118,7 +123,7 @@ class Alignment:
         """Every LoRA's layers by themselves, then each LoRA against the first."""
         sizes = []
         for index, source in enumerate(self.sources):
-            sizes.append({base: _size(source, self._layer(index, base)) for base in self._keys[index]})
+            sizes.append({base: _size(source, self._layer(index, base), self._base) for base in self._keys[index]})
             if not sizes[-1]:
                 raise ValueError(f"{source.name} changes no layer; there is nothing to merge")
         if len(sizes) == 1:
@@ -174,13 +179,15 @@ def _slots(names: Mapping[str, str], vector: bool) -> list[str]:
     return ([""] if set(names) - set(beside) - {suffixes.ALPHA} else []) + beside
 
 
-def _size(source: Source, layer: LoraLayer) -> tuple[int, ...]:
+def _size(source: Source, layer: LoraLayer, base: BaseWeights | None) -> tuple[int, ...]:
     """(out, everything else) of the weight a layer changes; (n,) of a bias or norm. Refuses what has no ΔW."""
     name, kind = layer.name, layer.kind
-    if kind in (kinds.DORA, kinds.OFT, kinds.BOFT, kinds.GLORA):
+    if kind in on_base.KINDS:
+        return _size_on_base(source, layer, base)
+    if kind in (kinds.BOFT, kinds.GLORA):
         raise ValueError(
-            f"{source.name}: its layer {name} is {kind}, which turns or scales the base weight, so that its change "
-            "cannot be told without the base model. Merge LoRAs of another kind, or apply this one to the model first"
+            f"{source.name}: its layer {name} is {kind}, which turns or scales the weight of the base model, and which "
+            "is not merged. Merge LoRAs of another kind, or apply this one to the model first"
         )
     if odd := sorted({"set_weight", "reshape_weight"} & set(layer.parts)):
         raise ValueError(f"{source.name}: its layer {name} replaces the weight ({odd[0]}), which cannot be merged")
@@ -204,12 +211,25 @@ def _size(source: Source, layer: LoraLayer) -> tuple[int, ...]:
     return size[0], size[1]
 
 
+def _size_on_base(source: Source, layer: LoraLayer, base: BaseWeights | None) -> tuple[int, ...]:
+    if base is None:
+        raise ValueError(
+            f"{source.name}: its layer {layer.name} is {layer.kind}, which turns or scales the weight of the base "
+            "model, so that its change cannot be told without it. Connect the MODEL that it was trained on, or merge "
+            "LoRAs of another kind"
+        )
+    weight = base.weight(layer.name)
+    if weight is None:
+        raise ValueError(f"{source.name}: {on_base.no_layer(layer)}")
+    return int(weight.shape[0]), math.prod(weight.shape[1:])
+
+
 def _pair(layer: LoraLayer) -> dict[str, Tensor]:
     names = (suffixes.UP, suffixes.DOWN, suffixes.MID, suffixes.ALPHA)
     return {f"{layer.base}.{name}": layer.parts[name] for name in names if name in layer.parts}
 
 
-def _part(layer: LoraLayer, suffix: str) -> Part | None:
+def _part(layer: LoraLayer, suffix: str, base: BaseWeights | None) -> Part | None:
     """ΔW as a matrix, or as two where that is smaller; a bias's or norm's change as it is."""
     for name, tensor in layer.parts.items():
         if not bool(torch.isfinite(tensor.to(torch.float32)).all()):  # float8 has no isfinite
@@ -219,6 +239,9 @@ def _part(layer: LoraLayer, suffix: str) -> Part | None:
         return None if vector is None else vector.to(torch.float32)
     if layer.kind == kinds.OTHER:
         return None
+    if layer.kind in on_base.KINDS:
+        assert base is not None
+        return on_base.change_on(base, layer)
     if layer.kind == kinds.FULL:
         return layer.parts["diff"].to(torch.float32).flatten(1)
     if layer.kind == kinds.LORA:

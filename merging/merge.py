@@ -14,6 +14,7 @@ from torch import Tensor
 from ..lora import spectrum, suffixes, svd
 from ..lora.kinds import as_kernel
 from ..lora.model import LoraTensors
+from ..lora.on_base import BaseWeights
 from ..lora.randomness import generator
 from .align import Alignment, Source
 from .knots import knots
@@ -64,18 +65,20 @@ def merge_loras(
     options: MergeOptions | None = None,
     rules: Sequence[LayerWeights] = (),
     progress: Callable[[int, int], None] | None = None,
+    base: BaseWeights | None = None,
 ) -> tuple[LoraTensors, list[MergedLayer]]:
     """One LoRA in comfy naming, float32, each layer with scale 1 (alpha = rank), and what happened to each layer.
 
     sources: any number, of any kinds, ranks, alphas, dtypes and layers, of one architecture. A layer in which every
     weight is 0 is left out. rules: weights of single layers (``parse_layer_weights``). progress(done, total) is called
-    after each layer. Of the sources, one layer is held at a time.
+    after each layer. base: weights of the model that the LoRAs are for; DoRA and OFT need them, the others do not look
+    at them. Of the sources, one layer is held at a time.
     Raises ValueError where the LoRAs do not fit together (see ``Alignment``), the options do not suit the method or the
     number of LoRAs, or every weight is 0.
     """
     options = options or MergeOptions()
     method = method_of(options, len(sources))
-    aligned = Alignment(sources, rules)
+    aligned = Alignment(sources, rules, base)
     limits = _limits(aligned, options) if options.scope == "model" else None
     out: dict[str, Tensor] = {}
     found = []
