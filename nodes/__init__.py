@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .adapter_options import LikenessAdapterOptions
+from .apply_merged import LikenessApplyMerged
 from .captions import LikenessCaptions
 from .combine_datasets import LikenessCombineDatasets
 from .dataset import LikenessDataset
@@ -13,6 +14,8 @@ from .inspect_lora import LikenessInspectLoRA
 from .lora_files import LikenessLoadLoRA, LikenessSaveLoRA
 from .loss_options import LikenessLossOptions
 from .memory_options import LikenessMemoryOptions
+from .merge_loras import LikenessMergeLoRAs
+from .merge_options import LikenessMergeOptions
 from .options import LikenessTrainingOptions
 from .prior import LikenessPriorPreservation
 from .resize_lora import LikenessResizeLoRA
@@ -39,6 +42,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessLoadLoRA,
     LikenessInspectLoRA,
     LikenessResizeLoRA,
+    LikenessMergeLoRAs,
+    LikenessMergeOptions,
+    LikenessApplyMerged,
 )
 
 

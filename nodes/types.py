@@ -23,6 +23,9 @@ PriorKeeping = io.Custom("LIKENESS_PRIOR")
 LoraModel = io.Custom("LORA_MODEL")
 """The host's own type, a dict of tensors; ours carries a ``lora.model.LoraTensors``, which is one."""
 
+MergeOptions = io.Custom("LIKENESS_MERGE_OPTIONS")
+"""Carries a dict: fields of ``merging.options.MergeOptions``, and ``energy``, ``layer_weights``, ``dtype``."""
+
 
 @dataclass(frozen=True)
 class Samples:
