@@ -1,0 +1,346 @@
+"""ZipLoRA: how much of each input column of each LoRA is to be kept (Shah et al. 2024, arXiv 2311.13600).
+
+A subject's LoRA and a style's, added up, disturb each other most where their columns point the same way (§4 there). So
+ΔW = Σᵢ ΔWᵢ diag(mᵢ), with m learnt from 1 on, so that the merged model answers each LoRA's prompt as it does alone, while
+the columns that two of them share become fewer:
+
+    L = Σᵢ ‖merged(xᵢ, pᵢ) − LoRAᵢ(xᵢ, pᵢ)‖² + λ Σ_layers Σ_{i<j} mean |mᵢ ⊙ mⱼ|
+
+- *The first terms* are mean squared errors of what the network itself predicts (ε, v or the flow), as in the authors'
+  published recipe; the paper writes a norm. Teachers and merged model see the same noise and noise level.
+- *The last term* the paper writes |m_c · m_s|, a sum over layers. Taken as an inner product (or cosine) it is 0 where
+  positive and negative products cancel, though every column is shared; taken column by column it is 0 only where none
+  is. The latter is used here, as a mean over a layer's columns, so that λ means the same for wide and narrow layers.
+- *k LoRAs* in place of two: a teacher each, and the last term over all pairs.
+
+The coefficients go into A (see ``lora.columns``), so the result is an ordinary LoRA whose ranks add up.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..lora.columns import Columns
+from ..lora.delta import LowRankDelta
+from . import optimizers
+from .batches import Batch, Batches, check_data
+from .config import TrainingConfig
+from .dataset import TrainingSet
+from .denoiser import Cond, Denoiser
+from .economy import economised
+from .loop import FP16_LOSS_SCALE, Callbacks, training_mode
+from .objectives import diffusion_loss
+from .randomness import generator
+from .rebinding import Rebinding
+from .schedule import rate_factor
+from .targets import PREFIX, matched_layers
+from .zip_branch import BASE, MERGED, SUM, ZipBranches, zipped
+from .zip_state import ZipState
+
+PROBES = 4
+"""Batches of each concept on which the sum and the merge are measured, before and after; about 4% of 100 steps."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One of the LoRAs, and what it is asked.
+
+    Attributes:
+        name: for messages and plots.
+        layers: canonical layer -> ΔW, the diffusion model's.
+        data: latents and captions in its teacher's words.
+        imagined: of the latents only the shape counts; in their place come the teacher's own first guess from pure
+            noise, new ones at each step. No picture is needed then.
+    """
+
+    name: str
+    layers: Mapping[str, LowRankDelta]
+    data: TrainingSet
+    imagined: bool = False
+
+
+@dataclass(frozen=True)
+class TwoConds:
+    """A caption's condition where the LoRAs change the text encoders: as the merged ones make it, and the teacher's."""
+
+    merged: Cond
+    teacher: Cond
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How far a model is from a LoRA alone, on batches that training did not see.
+
+    Mean squared errors of the network's prediction. base: of the model without any LoRA, which is what this LoRA does.
+    plain: of the plain sum. merged: of the merge.
+    """
+
+    base: float
+    plain: float
+    merged: float
+
+
+@dataclass(frozen=True)
+class Zipped:
+    """What was learnt.
+
+    Attributes:
+        columns: canonical layer -> coefficients, of the layers that learnt.
+        steps_done: updates made; fewer than asked for where the caller cancelled.
+        records: a line a step: step, loss, fit_1 …, overlap, gradient_norm, learning_rate.
+        fits: of each concept.
+        state: to go on from.
+        factor_bytes: of the LoRAs' own factors on the device.
+        coefficients: how many numbers were learnt.
+        seconds: of the steps alone.
+        notes: what was done for memory, in words.
+    """
+
+    columns: Mapping[str, Columns]
+    steps_done: int
+    records: tuple[Mapping[str, float], ...]
+    fits: tuple[Fit, ...]
+    state: ZipState
+    factor_bytes: int
+    coefficients: int
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+
+def check_concepts(concepts: Sequence[Concept]) -> None:
+    """Whether there is something to merge. Raises ValueError."""
+    if len(concepts) < 2:
+        raise ValueError(f"There are {len(concepts)} LoRAs to merge; expected two or more.")
+    for concept in concepts:
+        if not concept.layers:
+            raise ValueError(f"{concept.name} changes no layer of the diffusion model; there is nothing to merge.")
+        check_data(concept.data)
+
+
+def zip_loras(
+    denoiser: Denoiser,
+    concepts: Sequence[Concept],
+    config: TrainingConfig,
+    overlap_weight: float = 0.01,
+    callbacks: Callbacks | None = None,
+    start: ZipState | None = None,
+    save: Callable[[ZipState], None] | None = None,
+) -> Zipped:
+    """Learn the coefficients of two or more LoRAs; ``denoiser.module`` is as it was when this returns or raises.
+
+    Args:
+        denoiser: the base model, without the LoRAs.
+        concepts: at least two.
+        config: steps, learning rate, seed, batches, noise levels, optimizer, targets (whose coefficients are learnt; in
+            all other layers the LoRAs are added up), and what saves memory. Weight decay is not heeded: it would pull
+            coefficients to 0.
+        overlap_weight: λ.
+        callbacks: progress, cancel and records; cancelled, what was learnt so far is returned.
+        start: of an earlier run, to go on from bit for bit.
+        save: gets the state every ``config.checkpoint_every`` steps, where that is above 0.
+
+    Raises:
+        ValueError: nothing to merge or learn, LoRAs or state do not fit, or the loss became no number.
+    """
+    config = replace(config, weight_decay=0.0, algorithm="lora").validate()
+    if not math.isfinite(overlap_weight) or overlap_weight < 0:
+        raise ValueError(f"The weight of the overlap is {overlap_weight}; expected 0 or more.")
+    check_concepts(concepts)
+    changed = {name for concept in concepts for name in concept.layers}
+    matched = matched_layers({PREFIX: denoiser.module}, config.targets, config.target_pattern)
+    learning = [name for name in matched if name in changed]
+    if not learning:
+        raise ValueError(
+            f"The LoRAs change none of the {len(matched)} layers that the targets {config.targets!r} name; they change "
+            f"{sorted(changed)[0]}, for example. Choose the targets 'all'."
+        )
+    with ExitStack() as stack:
+        stack.enter_context(training_mode(denoiser.device))
+        layers = [concept.layers for concept in concepts]
+        branches = stack.enter_context(zipped(denoiser.module, layers, learning, denoiser.device))
+        economies = stack.enter_context(economised(denoiser.module, {PREFIX: denoiser.module}, config, denoiser.device))
+        run = _Run(denoiser, concepts, config, overlap_weight, callbacks or Callbacks(), branches, start)
+        found = run.go(save)
+        return replace(found, notes=tuple(economies.lines()))
+
+
+class _Run:
+    """One call of :func:`zip_loras`, once the branches are in place."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        concepts: Sequence[Concept],
+        config: TrainingConfig,
+        overlap_weight: float,
+        callbacks: Callbacks,
+        branches: ZipBranches,
+        start: ZipState | None,
+    ) -> None:
+        self.denoiser, self.concepts, self.config, self.callbacks = denoiser, concepts, config, callbacks
+        self.overlap_weight, self.branches = overlap_weight, branches
+        kind = denoiser.parameterisation, getattr(denoiser, "patch_size", 2)
+        self.batches = [Batches(each.data, denoiser.sigmas, denoiser.device, config, *kind) for each in concepts]
+        self.parameters = branches.parameters()
+        self.optimizer = optimizers.build(config.optimizer, self.parameters, config.learning_rate, 0.0)
+        self.step = 0
+        self.records: list[Mapping[str, float]] = []
+        if start is not None:
+            self._resume(start)
+        half = any(parameter.dtype == torch.float16 for parameter in denoiser.module.parameters())
+        self.loss_scale = FP16_LOSS_SCALE if half else 1.0
+        self.rebinding: Rebinding | None = Rebinding()
+
+    def go(self, save: Callable[[ZipState], None] | None) -> Zipped:
+        """Measure, learn, measure."""
+        config = self.config
+        before = self._probes((BASE, SUM))
+        first, began = self.step, time.monotonic()
+        while self.step < config.steps and not self.callbacks.cancelled():
+            self._advance()
+            left = (time.monotonic() - began) / (self.step - first) * (config.steps - self.step)
+            self.callbacks.progress(self.step, config.steps, self.records[-1]["loss"], left)
+            if save is not None and config.checkpoint_every and self.step % config.checkpoint_every == 0:
+                save(self._state())
+        seconds = time.monotonic() - began
+        with optimizers.averaged(self.optimizer):
+            after = self._probes((MERGED,))
+            columns = self.branches.columns()
+        fits = tuple(Fit(*one, *other) for one, other in zip(before, after, strict=True))
+        held, count = self.branches.sizes()
+        return Zipped(columns, self.step, tuple(self.records), fits, self._state(), held, count, seconds)
+
+    def _advance(self) -> None:
+        """One step: for each concept a pass of its teacher and one of the merged model, forth and back."""
+        config = self.config
+        self.optimizer.zero_grad(set_to_none=True)
+        values: dict[str, Tensor] = {}
+        for part in range(config.gradient_accumulation):
+            number = self.step * config.gradient_accumulation + part
+            for index in range(len(self.concepts)):
+                fit = self._fit(index, number, MERGED, ("zip", number))
+                (fit * (self.loss_scale / config.gradient_accumulation)).backward()  # type: ignore[no-untyped-call]
+                name = f"fit_{index + 1}"
+                values[name] = values.get(name, 0.0) + fit.detach() / config.gradient_accumulation
+        overlap = self.branches.overlap()
+        if overlap.requires_grad and self.overlap_weight > 0:
+            (overlap * (self.overlap_weight * self.loss_scale)).backward()  # type: ignore[no-untyped-call]
+        gradients = [each.grad for each in self.parameters if each.grad is not None]
+        if not gradients:
+            raise ValueError("No coefficient got a gradient: the model does not use the layers that the LoRAs change.")
+        if self.loss_scale != 1.0:
+            torch._foreach_mul_(gradients, 1 / self.loss_scale)
+        limit = config.max_grad_norm if config.max_grad_norm > 0 else math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        rate = config.learning_rate * rate_factor(self.step, config.schedule, config.warmup_steps, config.steps)
+        optimizers.set_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.step += 1
+        fits = torch.stack([*values.values(), overlap.detach().to(norm.device), norm]).tolist()
+        loss = sum(fits[:-2]) + self.overlap_weight * fits[-2]
+        record = {
+            "step": self.step,
+            "loss": loss,
+            **dict(zip((*values, "overlap", "gradient_norm"), fits, strict=True)),
+            "learning_rate": rate,
+        }
+        if not math.isfinite(loss) or not math.isfinite(fits[-1]):
+            raise ValueError(
+                f"The loss became {loss} at step {self.step}. Lower the learning rate (it is "
+                f"{config.learning_rate:g}), or load the model in bf16 or fp32."
+            )
+        self.records.append(record)
+        self.callbacks.record(record)
+
+    def _fit(self, index: int, number: int, which: int, purpose: tuple[str, int]) -> Tensor:
+        """The mean squared error between a model and a concept's teacher on one batch."""
+        batch, noisy, taught = self._question(index, number, purpose)
+        return self._error(batch, self._answer(batch, noisy, which), taught)
+
+    def _question(self, index: int, number: int, purpose: tuple[str, int]) -> tuple[Batch, Tensor, Tensor]:
+        """(batch, noisy latents, the teacher's answer). All concepts draw the same noise and noise levels."""
+        denoiser, concept = self.denoiser, self.concepts[index]
+        batch = self.batches[index].draw(number, generator(self.config.seed, *purpose))
+        conds = [cond.teacher if isinstance(cond, TwoConds) else cond for cond in batch.conds]
+        with self.branches.only(index):
+            if concept.imagined:
+                chance = generator(self.config.seed, "imagined", *purpose)
+                noise = torch.randn(batch.latents.shape, generator=chance).to(denoiser.device)
+                highest = torch.full_like(batch.sigma, float(denoiser.sigmas[-1]))
+                pure = denoiser.noise_scaling(highest, noise, torch.zeros_like(batch.latents))
+                batch = replace(batch, latents=denoiser.denoise(pure, highest, conds))
+            noisy = denoiser.noise_scaling(batch.sigma, batch.noise, batch.latents)
+            return batch, noisy, denoiser.denoise(noisy, batch.sigma, conds)
+
+    def _answer(self, batch: Batch, noisy: Tensor, which: int) -> Tensor:
+        conds = [cond.merged if isinstance(cond, TwoConds) else cond for cond in batch.conds]
+        if which != MERGED or not torch.is_grad_enabled():
+            with self.branches.only(which):
+                return self.denoiser.denoise(noisy, batch.sigma, conds)
+        with self.rebinding or nullcontext():
+            predicted = self.denoiser.denoise(noisy, batch.sigma, conds)
+        if self.rebinding is not None and not self.rebinding.count:
+            self.rebinding = None
+        return predicted
+
+    def _error(self, batch: Batch, predicted: Tensor, taught: Tensor) -> Tensor:
+        kind = self.denoiser.parameterisation
+        return diffusion_loss(predicted, taught, batch.sigma, kind, mask=batch.mask, factor=batch.factor)
+
+    @torch.no_grad()
+    def _probes(self, models: Sequence[int]) -> list[tuple[float, ...]]:
+        """Of each concept the mean error of each of the models, on noise that no step draws."""
+        found = []
+        for index in range(len(self.concepts)):
+            totals = [0.0] * len(models)
+            for number in range(PROBES):
+                batch, noisy, taught = self._question(index, number, ("zip probe", number))
+                for place, which in enumerate(models):
+                    totals[place] += float(self._error(batch, self._answer(batch, noisy, which), taught)) / PROBES
+            found.append(tuple(totals))
+        return found
+
+    def _state(self) -> ZipState:
+        coefficients = {name: layer.m.detach().cpu().clone() for name, layer in self.branches.learning.items()}
+        records = tuple(dict(record) for record in self.records)
+        return ZipState(self.step, records, coefficients, optimizers.state_tensors(self.optimizer))
+
+    @torch.no_grad()
+    def _resume(self, start: ZipState) -> None:
+        mine = {name: tuple(layer.m.shape) for name, layer in self.branches.learning.items()}
+        theirs = {name: tuple(m.shape) for name, m in start.coefficients.items()}
+        if mine != theirs:
+            differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+            raise ValueError(
+                f"The run to resume from has other coefficients (for example of {differing[0]}). Use the same LoRAs, "
+                "in the same order, with the same model and targets, or start anew."
+            )
+        if start.step > self.config.steps:
+            raise ValueError(f"The run to resume from has {start.step} steps already; set steps to that or above.")
+        for name, layer in self.branches.learning.items():
+            layer.m.copy_(start.coefficients[name])
+        optimizers.load_state_tensors(self.optimizer, start.optimizer)
+        self.step, self.records = start.step, list(start.records)
+        for record in self.records:
+            self.callbacks.record(record)
+
+
+def smoothed_fits(zipped_: Zipped, names: Sequence[str]) -> Iterator[tuple[str, list[float], list[float]]]:
+    """(name, steps, values) of each term of the loss, each so that it can be compared with the others.
+
+    A concept's fit as a share of what its LoRA does (1: as if it were not there); the overlap as a share of its first.
+    """
+    steps = [record["step"] for record in zipped_.records]
+    for number, (name, fit) in enumerate(zip(names, zipped_.fits, strict=True), 1):
+        yield name, steps, [record[f"fit_{number}"] / max(fit.base, 1e-30) for record in zipped_.records]
+    first: Any = zipped_.records[0]["overlap"] if zipped_.records else 0
+    if first:
+        yield "overlap", steps, [record["overlap"] / first for record in zipped_.records]
