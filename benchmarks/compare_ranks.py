@@ -51,7 +51,7 @@ PARETO = {"x": "prompt", "y": "fidelity", "size": "megabytes", "colour": "family
 
 def main() -> int:
     args = arguments()
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, stop)
     began, subjects = time.monotonic(), graphs.SUBJECTS[: args.subjects]
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(args.threads)
     base = make_base(args.folder / "base")
@@ -91,7 +91,7 @@ def main() -> int:
     return 0 if findings and all(finding.ok for finding in findings) and not broken else 1
 
 
-def _stop(number: int, frame: object) -> None:
+def stop(number: int, frame: object) -> None:
     raise KeyboardInterrupt  # so that the server is stopped too
 
 

@@ -109,7 +109,7 @@ def training(info: Mapping[str, Any], args: Namespace, kind: str, **more: Any) -
     """Train by a node with LikenessTrainLoRA's sockets, save, draw. None where the host has no such node."""
     if kind not in info:
         return None
-    graph = _start(info)
+    graph = start(info)
     graph["data"] = node(
         info,
         "LikenessDataset",
@@ -155,7 +155,7 @@ def resizing(info: Mapping[str, Any]) -> Graph | None:
     """Cut a saved LoRA to a rank, save, draw; nothing is trained. None where the host has no such node."""
     if RESIZE not in info:
         return None
-    graph = _start(info)
+    graph = start(info)
     graph["load"] = node(info, "LikenessLoadLoRA", lora_name="")
     graph["resize"] = node(info, RESIZE, lora=["load", 0], rank=1)
     resized = ["resize", info[RESIZE]["output"].index("LORA_MODEL")]
@@ -175,24 +175,24 @@ def prompts() -> list[tuple[str, str]]:
 
 def score(finished: Finished) -> dict[str, float]:
     """What compare_ranks.py says it scores, of a run's pictures."""
-    subject, features = str(finished.values["subject"]), _features()
+    subject = str(finished.values["subject"])
     drawn = [finished.pictures(f"draw {style}") for style, _ in prompts()]
     together = torch.cat(drawn)
     shown = torch.tensor([i for i, part in enumerate(drawn) for _ in part])
     with torch.no_grad():
         named = _judge()(together)[1].argmax(1)
-    truths = features(torch.stack([_true(subject, style) for style, _ in prompts()]))
-    seen = features(together)
-    references = torch.stack([_true(subject, style) for style in reference_styles()])
+    truths = features()(torch.stack([true_tensor(subject, style) for style, _ in prompts()]))
+    seen = features()(together)
+    references = torch.stack([true_tensor(subject, style) for style in reference_styles()])
     return {
-        "fidelity": compare(together, references, features).mean,
+        "fidelity": compare(together, references, features()).mean,
         "truth": float(cosine_similarities(seen, truths).cosines[torch.arange(len(shown)), shown].mean()),
         "prompt": float((named == shown).float().mean()),
         "megabytes": finished.size("save") / 1e6,
     }
 
 
-def _start(info: Mapping[str, Any]) -> Graph:
+def start(info: Mapping[str, Any]) -> Graph:
     return {
         "model": node(info, "CheckpointLoaderSimple", ckpt_name="tiny-unet.safetensors"),
         "empty": node(info, "CLIPTextEncode", clip=["model", 1], text=""),
@@ -244,13 +244,13 @@ def _sweep(graph: Graph | None, methods: Sequence[Any], subjects: Sequence[str],
     )
 
 
-def _true(subject: str, style: str) -> Tensor:
+def true_tensor(subject: str, style: str) -> Tensor:
     """(3, 64, 64) in [0, 1]."""
     return torch.from_numpy(true_picture(subject, style)).permute(2, 0, 1)
 
 
 @cache
-def _features() -> Features:
+def features() -> Features:
     return efficientnet_lite0()
 
 

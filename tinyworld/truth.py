@@ -79,7 +79,7 @@ def write_references(
     return written
 
 
-def write_style(style: str, folder: Path, count: int = 24) -> list[Path]:
+def write_style(style: str, folder: Path, count: int = 24, trigger: str = TRIGGER) -> list[Path]:
     """PNGs of `count` subjects that the model knows, in a style that it does not: "a sks picture of a cat".
 
     Raises:
@@ -93,7 +93,7 @@ def write_style(style: str, folder: Path, count: int = 24) -> list[Path]:
     for subject in split.pretrain_subjects[:: max(1, len(split.pretrain_subjects) // count)][:count]:
         path = folder / f"{subject}.png"
         Image.fromarray((true_picture(subject, style) * 255).round().astype(np.uint8)).save(path)
-        path.with_suffix(".txt").write_text(f"a {TRIGGER} picture of a {words(subject)}\n")
+        path.with_suffix(".txt").write_text(f"a {trigger} picture of a {words(subject)}\n")
         written.append(path)
     return written
 
@@ -103,10 +103,10 @@ if __name__ == "__main__":
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--references", nargs=2, metavar=("SUBJECT", "FOLDER"))
     wanted.add_argument("--style", nargs=2, metavar=("STYLE", "FOLDER"))
-    parser.add_argument("--trigger", default=TRIGGER, help="the subject's word in captions, with --references")
+    parser.add_argument("--trigger", default=TRIGGER, help="the subject's or style's word in captions")
     arguments = parser.parse_args()
     if arguments.references:
         name, target = arguments.references
         write_references(name, Path(target), trigger=arguments.trigger)
     else:
-        write_style(arguments.style[0], Path(arguments.style[1]))
+        write_style(arguments.style[0], Path(arguments.style[1]), trigger=arguments.trigger)

@@ -1,0 +1,192 @@
+"""The graphs of compare_merges.py, one sweep a family, and how their pictures are scored."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from rank_graphs import Graph, features, node, start, true_tensor
+from torch import Tensor
+
+from likeness.experiments.graph import find_node
+from likeness.experiments.scoring import Finished
+from likeness.experiments.sweep import Sweep, from_mapping
+from likeness.metrics.similarity import compare, cosine_similarities
+from likeness.tinyworld.split import STYLES, load_split
+from likeness.tinyworld.truth import TRIGGER, reference_styles
+
+SUBJECTS = ("dolphin", "framed-picture", "battery", "peach", "radio", "canoe", "bathtub", "bat")
+STYLE_TRIGGER = "zwx"
+PROMPT = f"a {STYLE_TRIGGER} picture of a {TRIGGER}"
+SCORING = "truth, subject, style 1"  # another text when `score` changes
+TRAIN = "LikenessTrainLoRA"
+SUBJECT_FILE, STYLE_FILE = "likeness/merges/subject {subject}", "likeness/merges/style {style}"
+
+DIRECT: dict[str, dict[str, Any]] = {
+    "subject alone": {"merge.weights": "1 0"},
+    "style alone": {"merge.weights": "0 1"},
+    "direct": {},
+    "direct, half each": {"merge.weights": "0.5"},
+    "svd": {"merge.method": "svd", "merge.output_rank": "number"},
+    "ties": {"merge.method": "ties"},
+    "dare": {"merge.method": "dare"},
+    "dare-ties": {"merge.method": "dare-ties"},
+    "knots-ties": {"merge.method": "knots-ties"},
+}
+"""Method -> inputs of LikenessMergeLoRAs that are not its defaults."""
+
+
+def library(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], styles: Sequence[str]) -> list[Sweep]:
+    """A LoRA of each subject, and one of each style."""
+    sweeps = []
+    for name, labels, file, trigger, steps in (
+        ("subject", subjects, SUBJECT_FILE, TRIGGER, args.steps),
+        ("style", styles, STYLE_FILE, STYLE_TRIGGER, args.style_steps),
+    ):
+        graph = start(info)
+        graph["data"] = dataset(info, trigger)
+        graph["train"] = trainer(info, args, ["data", 0], steps)
+        graph["save"] = node(info, "LikenessSaveLoRA", lora=trained(info), filename=file)
+        entries = [{"label": label, "set": {"data.folder": f"merges_{label}"}} for label in labels]
+        sweeps.append(
+            from_mapping(
+                {"name": name, "graph": graph, "set": {"save.filename": file}, "axes": {name: {"values": entries}}}
+            )
+        )
+    return sweeps
+
+
+def joint(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], styles: Sequence[str]) -> Sweep:
+    """Both taught in one run, of as many steps as the two runs have together."""
+    graph = start(info)
+    graph["subject"], graph["style"] = dataset(info, TRIGGER), dataset(info, STYLE_TRIGGER)
+    graph["data"] = node(info, "LikenessCombineDatasets", dataset_1=["subject", 0], dataset_2=["style", 0])
+    graph["train"] = trainer(info, args, ["data", 0], args.steps + args.style_steps)
+    save_and_draw(info, graph, trained(info), ["train", 0])
+    return pairs(graph, [{"label": "joint training", "set": {}}], subjects, styles, trains=True)
+
+
+def direct(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], styles: Sequence[str]) -> Sweep:
+    """Every method of LikenessMergeLoRAs that the published tables have."""
+    graph = loaded(info)
+    graph["merge"] = node(
+        info, "LikenessMergeLoRAs", lora_1=["load subject", 0], lora_2=["load style", 0], rank=args.rank
+    )
+    merged = ["merge", info["LikenessMergeLoRAs"]["output_name"].index("lora")]
+    graph["apply"] = node(info, "LoraModelLoader", model=["model", 0], lora=merged, strength_model=1.0)
+    save_and_draw(info, graph, merged, ["apply", 0])
+    return pairs(graph, [{"label": name, "set": given} for name, given in DIRECT.items()], subjects, styles)
+
+
+def dataset(info: Mapping[str, Any], trigger: str) -> dict[str, Any]:
+    return node(
+        info, "LikenessDataset", folder="", trigger=trigger, class_noun="", resolution=64, repeats=1, flip=False
+    )
+
+
+def trainer(info: Mapping[str, Any], args: Namespace, data: list[Any], steps: int) -> dict[str, Any]:
+    wires = {"model": ["model", 0], "clip": ["model", 1], "vae": ["model", 2], "dataset": data}
+    return node(info, TRAIN, **wires, steps=steps, rank=args.rank, alpha=float(args.rank), seed=1)
+
+
+def trained(info: Mapping[str, Any]) -> list[Any]:
+    return ["train", info[TRAIN]["output_name"].index("lora")]
+
+
+def loaded(info: Mapping[str, Any]) -> Graph:
+    graph = start(info)
+    for name in ("subject", "style"):
+        graph[f"load {name}"] = node(info, "LikenessLoadLoRA", lora_name="")
+    return graph
+
+
+def pairs(
+    graph: Graph, methods: Sequence[Any], subjects: Sequence[str], styles: Sequence[str], trains: bool = False
+) -> Sweep:
+    """Methods x subjects x styles."""
+
+    def settings(kind: str, label: str, file: str) -> dict[str, Any]:
+        if trains:
+            return {f"{kind}.folder": f"merges_{label}"}
+        return {f"load {kind}.lora_name": f"{file}.safetensors"}
+
+    return from_mapping(
+        {
+            "name": "merges",
+            "graph": graph,
+            "set": {"save.filename": "likeness/merges/{method} {subject} {style}"},
+            "axes": {
+                "method": {"values": list(methods)},
+                "subject": {"values": [{"label": s, "set": settings("subject", s, SUBJECT_FILE)} for s in subjects]},
+                "style": {"values": [{"label": s, "set": settings("style", s, STYLE_FILE)} for s in styles]},
+            },
+            "replicates": ["subject", "style"],
+        }
+    )
+
+
+FAMILIES: dict[str, Callable[..., Sweep]] = {"direct": direct, "joint": joint}
+LEARNED = ("ZipLoRA", "LoRA.rar")
+
+
+def sized(sweep: Sweep) -> list[str]:
+    return [find_node(sweep.graph, "save")]
+
+
+def save_and_draw(info: Mapping[str, Any], graph: Graph, lora: list[Any], model: list[Any], pictures: int = 8) -> None:
+    graph["save"] = node(info, "LikenessSaveLoRA", lora=lora, filename="")
+    graph["latent"] = node(info, "EmptyLatentImage", width=64, height=64, batch_size=pictures)
+    graph["text"] = node(info, "CLIPTextEncode", clip=["model", 1], text=PROMPT)
+    graph["sample"] = node(
+        info,
+        "KSampler",
+        model=model,
+        seed=70,
+        steps=20,
+        cfg=3.0,
+        sampler_name="euler",
+        scheduler="normal",
+        positive=["text", 0],
+        negative=["empty", 0],
+        latent_image=["latent", 0],
+        denoise=1.0,
+    )
+    graph["decode"] = node(info, "VAEDecode", samples=["sample", 0], vae=["model", 2])
+    graph["draw"] = node(info, "PreviewImage", images=["decode", 0])
+
+
+def score(finished: Finished) -> dict[str, float]:
+    """What compare_merges.py says it scores, of a run's pictures."""
+    subject, style = str(finished.values["subject"]), str(finished.values["style"])
+    drawn = finished.pictures("draw")
+    seen, held = features()(drawn), load_split().held_out_subjects
+    of_subjects = cosine_similarities(seen, in_style(style)).cosines
+    of_styles = cosine_similarities(seen, of_subject(subject)).cosines
+    place, kind = held.index(subject), list(STYLES).index(style)
+    truth = true_tensor(subject, style)
+    references = torch.stack([true_tensor(subject, known) for known in reference_styles()])
+    others = torch.cat([in_style(style)[:place], in_style(style)[place + 1 :]])
+    return {
+        "truth": float(of_subjects[:, place].mean()),
+        "pixels": float((drawn - truth).square().mean(dim=(1, 2, 3)).sqrt().mean()),
+        "subject": float((of_subjects.argmax(1) == place).float().mean()),
+        "style": float((of_styles.argmax(1) == kind).float().mean()),
+        "subject similarity": compare(drawn, references, features()).mean,
+        "style similarity": float(cosine_similarities(seen, others).cosines.mean()),
+        "megabytes": finished.size("save") / 1e6,
+    }
+
+
+@cache
+def in_style(style: str) -> Tensor:
+    """(45, D): features of every held-out subject's true picture in one style."""
+    return features()(torch.stack([true_tensor(subject, style) for subject in load_split().held_out_subjects]))
+
+
+@cache
+def of_subject(subject: str) -> Tensor:
+    """(8, D): features of one subject's true picture in every style."""
+    return features()(torch.stack([true_tensor(subject, style) for style in STYLES]))
