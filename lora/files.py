@@ -12,9 +12,12 @@ import pickle
 import re
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -54,19 +57,34 @@ def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
     is a small multiple of the file's size, whatever the file says.
     """
     path = Path(path)
+    check_start(path)
+    if is_torch_file(path):
+        tensors = _read_torch(path)
+        metadata: dict[str, str] = {}
+    else:
+        tensors, metadata = read_safetensors(path)
+    check_names(path, tensors)
+    return tensors, metadata
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether the name is that of a pickle."""
+    return path.suffix.lower() in _TORCH_ENDINGS
+
+
+def check_start(path: Path) -> None:
+    """Refuse what is no file, and what by its first bytes is no model file. Raises as ``read_lora`` does."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path.name} in {path.parent}")
     with path.open("rb") as file:
         start = file.read(512)
     _refuse_by_content(path, start)
-    if path.suffix.lower() in _TORCH_ENDINGS:
-        tensors = _read_torch(path)
-        metadata: dict[str, str] = {}
-    else:
-        tensors, metadata = read_safetensors(path)
+
+
+def check_names(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse names and shapes that no LoRA has. Raises as ``read_lora`` does."""
     _refuse_strange(path, tensors)
     _refuse_other_models(path, tensors)
-    return tensors, metadata
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -76,12 +94,59 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
     later, as some trainers do, would change them, or end this process where the file became shorter.
     """
     path = Path(path)
+    with _opened(path) as file:
+        metadata = dict(file.metadata() or {})
+        names = list(file.keys())  # it cannot be iterated itself
+        return {name: file.get_tensor(name).clone() for name in names}, metadata
+
+
+def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """(name -> shape, metadata) of a safetensors file; no tensor is read. Raises as ``read_safetensors`` does."""
+    with _opened(Path(path)) as file:
+        metadata = dict(file.metadata() or {})
+        return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}, metadata
+
+
+def read_layout(path: str | os.PathLike[str]) -> tuple[dict[str, StoredTensor], dict[str, str], int]:
+    """(where each tensor lies, metadata, where the tensors begin) of a safetensors file, checked by its library.
+
+    Raises ValueError as ``read_safetensors`` does, and where a tensor is of a dtype that torch does not have.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        metadata = dict(file.metadata() or {})
+    with path.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    dtypes = {name: dtype for dtype, name in _NAMES.items()}
+    stored = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in dtypes:
+            raise ValueError(f"{path.name}: the tensor {name} is {entry['dtype']}, which is not known here")
+        start, end = (8 + length + offset for offset in entry["data_offsets"])
+        stored[name] = StoredTensor(dtypes[entry["dtype"]], tuple(entry["shape"]), start, end)
+    return stored, metadata, 8 + length
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Of one tensor of a file: what it is, and its first byte and the one after its last, from the file's start."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The library's view of a file; whatever it says against it, and against what is done with it, in our words."""
     _refuse_short(path)
     try:
         with safetensors.safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
-            names = list(file.keys())  # it cannot be iterated itself
-            return {name: file.get_tensor(name).clone() for name in names}, metadata
+            yield file
     except Exception as error:  # safetensors' own errors share no base class
         why = _explained(path) or str(error)[:300]
         raise ValueError(f"{path.name} is no valid safetensors file: {why}. Download or export it again") from error

@@ -38,7 +38,7 @@ def fuse(layer: str, parts: Sequence[tuple[Piece, Factors]]) -> Factors:
     rank = sum(int(factors[0].shape[1]) for _, factors in parts)
     scales = {factors[2] for _, factors in parts}
     common = scales.pop() if len(scales) == 1 else None  # else each is folded into its rows, in float32
-    whole = torch.zeros(total * width, rank, dtype=up.dtype if common is not None else torch.float32)
+    whole = torch.zeros(total * width, rank, dtype=up.dtype if common is not None else torch.float32, device=up.device)
     column = 0
     for piece, (piece_up, piece_down, piece_scale) in parts:
         if piece_up.shape[0] != piece.length * width or piece_down.shape[1:] != down.shape[1:]:

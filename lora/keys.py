@@ -100,34 +100,73 @@ def canonicalise(
     """
     if cloneofsimo.is_cloneofsimo(tensors):
         tensors = cloneofsimo.to_diffusers(tensors)
+    placed = place(tensors, layers, res_blocks)
+    out: dict[str, Tensor] = {}
+    for layer in placed.layers:
+        out |= placed.assemble(layer, tensors, layers, alphas)
+    return Canonical(out, placed.unmatched, placed.scheme)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where the tensors of a file go, which names and shapes alone tell.
+
+    layers: canonical layer, or the host's name of some rows -> the bases of the file that make it, and what of it each
+    is; for rows that stay by themselves, None. keys: base -> its keys. unmatched: keys that name no layer.
+    """
+
+    layers: dict[str, list[tuple[Target | None, str]]]
+    keys: dict[str, list[str]]
+    unmatched: tuple[str, ...]
+    scheme: str
+
+    def assemble(
+        self,
+        layer: str,
+        tensors: Mapping[str, Tensor],
+        layers: Layers | None = None,
+        alphas: Mapping[str, float] | None = None,
+    ) -> dict[str, Tensor]:
+        """The tensors of one layer in comfy naming; only its keys are asked for. layers, alphas: see canonicalise."""
+        bases = [base for _, base in self.layers[layer]]
+        groups = group({key: tensors[key] for base in bases for key in self.keys[base]})[0]
+        targets = [(target, base) for target, base in self.layers[layer] if target is not None]
+        if not targets:
+            return {f"{layer}.{suffix}": tensor for base in bases for suffix, tensor in groups[base].items()}
+        parts = _merge(layer, targets, groups, alphas or {})
+        if layers and len(shape := layers.get(layer, ())) in (2, 4):
+            parts = {suffix: _as_dimensions(suffix, tensor, len(shape)) for suffix, tensor in parts.items()}
+        return {f"{tensor_name(layer)}.{suffix}": tensor for suffix, tensor in parts.items()}
+
+
+def place(
+    tensors: Mapping[str, Tensor], layers: Layers | None = None, res_blocks: Sequence[int] | None = None
+) -> Placed:
+    """Find the layer of every key. Of the tensors only the shapes count, so that they may be on the meta device.
+
+    layers, res_blocks, and what is raised: see ``canonicalise``.
+    """
     groups, unmatched = group(tensors)
     keys = _keys(tensors)
     widths = {b: int(parts[suffixes.DOWN].shape[1]) for b, parts in groups.items() if _is_matrix(parts)}
     resolver = Resolver(groups, layers, res_blocks, widths)
-    found: dict[str, list[tuple[Target, str]]] = {}
-    alone: dict[str, Tensor] = {}
+    found: dict[str, list[tuple[Target | None, str]]] = {}
+    alone: dict[str, list[tuple[Target | None, str]]] = {}
     schemes: Counter[str] = Counter()
     for base, parts in groups.items():
         target = resolver.find(base)
         if target is not None and target.piece is not None and not set(parts) <= _JOINED:
             if suffixes.UP in parts or suffixes.DOWN in parts:
                 _factors(target.layer, parts)  # refuses half a LoRA
-            alone |= {f"{host_name(target)}.{suffix}": tensor for suffix, tensor in parts.items()}
-            schemes[target.scheme] += 1
+            alone.setdefault(host_name(target), []).append((None, base))
         elif target is None or (target.piece is not None and suffixes.UP not in parts):
             unmatched += keys[base]
+            continue
         else:
             found.setdefault(target.layer, []).append((target, base))
-    out: dict[str, Tensor] = {}
-    for layer, targets in found.items():
-        parts = _merge(layer, targets, groups, alphas or {})
-        if layers and len(shape := layers.get(layer, ())) in (2, 4):
-            parts = {suffix: _as_dimensions(suffix, tensor, len(shape)) for suffix, tensor in parts.items()}
-        out |= {f"{tensor_name(layer)}.{suffix}": tensor for suffix, tensor in parts.items()}
-    out |= alone
-    schemes.update(target.scheme for targets in found.values() for target, _ in targets)
+        schemes[target.scheme] += 1
     scheme = schemes.most_common(1)[0][0] if schemes else "unknown"
-    return Canonical(out, tuple(unmatched), scheme)
+    return Placed(found | alone, keys, tuple(unmatched), scheme)
 
 
 def rename(tensors: Mapping[str, Tensor], scheme: str, res_blocks: Sequence[int] | None = None) -> dict[str, Tensor]:

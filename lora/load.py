@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from datetime import datetime
 from pathlib import Path
 
@@ -36,11 +36,10 @@ def load_lora(path: str | os.PathLike[str], layers: Layers | None = None, *, kee
         check_numbers(tensors)
         alphas = peft_alphas(metadata, tensors)
         found = canonicalise(tensors, layers, res_blocks=res_blocks_of(metadata), alphas=alphas)
-        unmatched = [key for key in found.unmatched if (s := suffixes.split(key)) is None or s[1] != suffixes.ALPHA]
-        if unmatched and not keep_unknown:
-            raise ValueError(_unmatched(unmatched, len(tensors), layers is not None))
-        if not found.tensors and not unmatched:
-            raise ValueError("it changes no layer at all")
+        if keep_unknown:
+            check_known(tensors, (), len(tensors), layers is not None)
+        else:
+            check_known(found.tensors, found.unmatched, len(tensors), layers is not None)
         if layers is not None:
             check_fit(found.tensors, layers)
     except ValueError as error:
@@ -48,6 +47,18 @@ def load_lora(path: str | os.PathLike[str], layers: Layers | None = None, *, kee
     logger.info("%s: %d tensors, named as %s does", name, len(found.tensors), found.scheme)
     strange = {key: tensors[key] for key in found.unmatched if keep_unknown and key in tensors}
     return LoraTensors(found.tensors | strange, metadata)
+
+
+def check_known(found: Sized, unmatched: Sequence[str], count: int, known: bool) -> None:
+    """Raise ValueError where a key names no layer (alphas do no harm), or nothing is found.
+
+    found: what has a layer. unmatched: keys that name none. count: of all keys. known: whether the MODEL is.
+    """
+    strange = [key for key in unmatched if (s := suffixes.split(key)) is None or s[1] != suffixes.ALPHA]
+    if strange:
+        raise ValueError(_unmatched(strange, count, known))
+    if not found:
+        raise ValueError("it changes no layer at all")
 
 
 def save_lora(
@@ -75,7 +86,10 @@ def save_lora(
 
 
 def check_numbers(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError naming the first tensor of a LoRA that holds NaN, infinity, nothing, or whole numbers."""
+    """Raise ValueError naming the first tensor of a LoRA that holds NaN, infinity, nothing, or whole numbers.
+
+    Of a tensor on the meta device only what is known of it counts.
+    """
     for key, tensor in tensors.items():
         suffix = (suffixes.split(key) or ("", ""))[1]
         if not tensor.numel():
@@ -86,11 +100,17 @@ def check_numbers(tensors: Mapping[str, Tensor]) -> None:
                     f"the tensor {key} is {tensor.dtype}, where numbers with a fraction are expected; export the file "
                     "again as fp16, bf16 or fp32"
                 )
-        elif not bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.to(torch.float32)).all()):
+        elif not _is_finite(tensor):
             raise ValueError(
                 f"the tensor {key} holds NaN or infinity: the file is damaged, or its training diverged. Use an "
                 "earlier one, or train again with a lower learning rate"
             )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.device.type == "meta":
+        return True
+    return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.to(torch.float32)).all())
 
 
 def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -29,7 +29,7 @@ class Source:
     """One LoRA to merge.
 
     name: for messages and metadata, such as the file's. tensors: in comfy naming, as ``load_lora`` gives it; any
-    mapping, so that one that reads from disk when asked keeps memory small. weight: any finite number.
+    mapping, so that one that reads from disk when asked (``open_lora``) keeps memory small. weight: any finite number.
     """
 
     name: str
@@ -109,12 +109,19 @@ class Alignment:
         return ((slot, self.load(slot)) for slot in self.slots)
 
     def _layer(self, index: int, base: str) -> LoraLayer:
+        return self._of(self.sources[index].tensors, index, base)
+
+    def _outline(self, index: int, base: str) -> LoraLayer:
+        """The same without what fills the memory, where the LoRA is a file that is read when asked."""
         tensors = self.sources[index].tensors
+        return self._of(getattr(tensors, "outline", tensors), index, base)
+
+    def _of(self, tensors: Mapping[str, Tensor], index: int, base: str) -> LoraLayer:
         return LoraLayer(base, layer_name(base), {s: tensors[key] for s, key in self._keys[index][base].items()})
 
     def _is_vector(self, base: str) -> bool:
         return any(
-            self.sources[index].tensors[keys[base]["diff"]].ndim == 1
+            self._outline(index, base).parts["diff"].ndim == 1
             for index, keys in enumerate(self._keys)
             if "diff" in keys.get(base, ())
         )
@@ -123,7 +130,7 @@ class Alignment:
         """Every LoRA's layers by themselves, then each LoRA against the first."""
         sizes = []
         for index, source in enumerate(self.sources):
-            sizes.append({base: _size(source, self._layer(index, base), self._base) for base in self._keys[index]})
+            sizes.append({base: _size(source, self._outline(index, base), self._base) for base in self._keys[index]})
             if not sizes[-1]:
                 raise ValueError(f"{source.name} changes no layer; there is nothing to merge")
         if len(sizes) == 1:

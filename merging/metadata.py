@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from ..lora.lazy import LoraFile
 from ..lora.metadata import RES_BLOCKS, model_hash
 from ..lora.model import metadata_of
 from .align import Source
@@ -28,8 +29,8 @@ def merged_metadata(
     """Text pairs for the merged LoRA.
 
     What the LoRAs say of their base model is kept where all that say it agree; what is of one training alone is not.
-    The hash is the file's own sshs_model_hash, computed where it has none, for which all of that
-    LoRA is held at once.
+    The hash is the file's own sshs_model_hash, computed where it has none; of a LoRA that is no ``LoraFile`` all is
+    held at once for it.
     """
     theirs = [metadata_of(source.tensors) for source in sources]
     out: dict[str, str] = {}
@@ -49,7 +50,7 @@ def merged_metadata(
         "loras": [
             {
                 "name": source.name,
-                "hash": one.get("sshs_model_hash") or model_hash(source.tensors),
+                "hash": one.get("sshs_model_hash") or _hash(source),
                 "weight": source.weight,
                 "trigger": trigger,
             }
@@ -62,3 +63,7 @@ def merged_metadata(
     names = " + ".join(f"{source.weight:g} · {source.name}" for source in sources)
     out["ss_training_comment"] = f"merged with Likeness by {options.method}: {names}"
     return out
+
+
+def _hash(source: Source) -> str:
+    return source.tensors.file_hash() if isinstance(source.tensors, LoraFile) else model_hash(source.tensors)
