@@ -11,7 +11,7 @@ import folder_paths
 from torch import Tensor
 
 from ..lora.keys import Layers, canonicalise, check_fit
-from ..lora.load import load_lora
+from ..lora.lazy import open_lora
 from ..lora.model import LoraTensors, metadata_of
 from ..merging.align import Source
 from ..merging.selection import parse_weights, select_files
@@ -27,7 +27,7 @@ def merge_sources(
     """LoRAs on sockets first, then the files; a file's own weight is multiplied by its place's in `weights`.
 
     wired: (socket, LORA_MODEL). layers: of the MODEL that all must fit, where one is known. progress(done, total) is
-    called after each file. Raises ValueError as ``parse_weights``, ``select_files`` and ``load_lora`` do.
+    called after each file. Raises ValueError as ``parse_weights``, ``select_files`` and ``open_lora`` do.
     """
     chosen = select_files(files, folder_paths.get_filename_list("loras"))
     if not wired and not chosen:
@@ -36,7 +36,7 @@ def merge_sources(
     tensors = [_canonical(socket, lora, layers) for socket, lora in wired]
     names = [_name(socket, lora) for socket, lora in wired]
     for number, (name, _) in enumerate(chosen, 1):
-        tensors.append(load_lora(folder_paths.get_full_path_or_raise("loras", name), layers))
+        tensors.append(open_lora(folder_paths.get_full_path_or_raise("loras", name), layers))
         names.append(name.replace("\\", "/").rpartition(".")[0])
         if progress:
             progress(number, len(chosen))
