@@ -1,0 +1,200 @@
+"""Which LoRAs of a folder a prompt asks for, and with what weights.
+
+Three kinds of evidence, each from 0 to 1, are kept apart so that the choice can be explained:
+
+- trigger: the LoRA's trigger words are in the prompt, word for word;
+- words: the prompt's words are in its captions and its name, weighted by how rare they are in the folder;
+- text: a text encoder finds the prompt nearer to it than to the folder's others.
+
+Nothing here loads a LoRA.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..lora.inspection import UNKNOWN, are_different
+from .route_card import LoraCard
+from .route_evidence import Embed, Evidence, weigh
+from .route_prompt import Prompt, Tag, words_of
+
+_DIGITS = 4  # of a weight
+
+
+@dataclass(frozen=True)
+class RouteOptions:
+    """total: the weights' sum. most: so many are chosen beside those that the prompt names. threshold: [0, 1], the
+    score that one must have. trigger, words, text: how much each kind of evidence counts.
+
+    Raises ValueError for what is out of range.
+    """
+
+    total: float = 1.0
+    most: int = 3
+    threshold: float = 0.25
+    trigger: float = 1.0
+    words: float = 0.5
+    text: float = 0.5
+
+    def __post_init__(self) -> None:
+        shares = (self.trigger, self.words, self.text)
+        if not all(math.isfinite(share) and share >= 0 for share in shares) or not sum(shares):
+            raise ValueError(f"evidence counts {shares}; expected numbers from 0, and one above 0")
+        if not (math.isfinite(self.total) and self.total > 0):
+            raise ValueError(f"the total of the weights is {self.total}; expected more than 0")
+        if not 0 <= self.threshold <= 1 or self.most < 0:
+            raise ValueError(f"threshold {self.threshold}, at most {self.most} LoRAs; expected 0 to 1, and 0 or more")
+
+
+@dataclass(frozen=True)
+class RoutedLora:
+    """One LoRA and what became of it. score: 0 to 1. weight, clip: of the model and of the text encoders, 0 where it is
+    not chosen. parts: what each kind of evidence adds to the score. why: in words.
+    """
+
+    card: LoraCard
+    evidence: Evidence
+    score: float
+    parts: tuple[float, float, float]
+    weight: float
+    clip: float
+    why: str
+
+    @property
+    def chosen(self) -> bool:
+        """Whether it is used at all."""
+        return self.weight != 0 or self.clip != 0
+
+
+@dataclass(frozen=True)
+class Route:
+    """prompt: without the tags that named LoRAs. loras: the chosen first, then by score; the others are there, too."""
+
+    prompt: str
+    loras: tuple[RoutedLora, ...]
+    options: RouteOptions
+    with_text: bool
+
+    @property
+    def chosen(self) -> tuple[RoutedLora, ...]:
+        """Those to merge or apply."""
+        return tuple(one for one in self.loras if one.chosen)
+
+
+def route(
+    prompt: Prompt,
+    cards: Sequence[LoraCard],
+    options: RouteOptions,
+    *,
+    named: Mapping[str, Tag] | None = None,
+    limits: Mapping[str, float] | None = None,
+    architecture: str = UNKNOWN,
+    embed: Embed | None = None,
+) -> Route:
+    """Weigh the evidence and share out the weights.
+
+    The score is Σ cᵢeᵢ / Σ cᵢ over the kinds of evidence that there are. Named LoRAs have the weights that the prompt
+    gives them; what they leave of the total (by magnitude) goes to the `most` best of the others that reach the
+    threshold, in proportion to their scores, none above its limit.
+
+    named: file -> tag (see ``named_files``). limits: file -> highest weight, 1 where it has none; a card's own
+    `highest` counts too. architecture: of the model; LoRAs of another are left out.
+    Raises ValueError where a LoRA that the prompt names cannot be read or is for another model, or a limit is not above
+    0.
+    """
+    named, limits = named or {}, limits or {}
+    reasons = {card.file: _unfit(card, architecture) for card in cards}
+    for card in cards:
+        if card.file in named and reasons[card.file] and (named[card.file].model or named[card.file].clip):
+            raise ValueError(f"the prompt names the LoRA {card.name}, which cannot be used: {reasons[card.file]}")
+        if limits.get(card.file, 1.0) <= 0:
+            raise ValueError(f"the highest weight of {card.name} is {limits[card.file]}; expected more than 0")
+    fit = [card for card in cards if not reasons[card.file]]
+    found = dict(zip((card.file for card in fit), weigh(words_of(prompt.text), fit, embed), strict=True))
+    shares = (options.trigger, options.words, options.text if embed else 0.0)
+    if not sum(shares):
+        raise ValueError("only the text encoder's evidence counts, and there is no text encoder: connect clip")
+    loras = []
+    for card in cards:
+        evidence = found.get(card.file, Evidence())
+        values = (evidence.trigger, evidence.words, evidence.text)
+        trigger, words, text = (share * value / sum(shares) for share, value in zip(shares, values, strict=True))
+        score = trigger + words + text
+        loras.append(RoutedLora(card, evidence, score, (trigger, words, text), 0.0, 0.0, reasons[card.file]))
+    loras = _share_out(loras, options, named, limits)
+    order = list(named)
+    loras.sort(
+        key=lambda one: (
+            not one.chosen,
+            order.index(one.card.file) if one.chosen and one.card.file in named else len(order),
+            bool(reasons[one.card.file]),
+            -one.score,
+            one.card.name,
+        )
+    )
+    return Route(prompt.text, tuple(loras), options, embed is not None)
+
+
+def named_files(tags: Sequence[Tag], files: Sequence[str], titles: Mapping[str, str]) -> dict[str, Tag]:
+    """file -> the tag that names it, the last where several do.
+
+    A tag has a file's path below the folder, or its name without folders, or its title; without ending. files: as the
+    host lists them: nothing else is ever opened. titles: file -> title, of those that are known.
+    Raises ValueError for a tag that names none, or several.
+    """
+    plain = {file: file.replace("\\", "/") for file in files}
+    stems = {file: name.rpartition(".")[0] or name for file, name in plain.items()}
+    out: dict[str, Tag] = {}
+    for tag in tags:
+        said = tag.name.replace("\\", "/")
+        found = [file for file in files if said in (plain[file], stems[file])]
+        found = found or [file for file in files if said in (p.rpartition("/")[2] for p in (plain[file], stems[file]))]
+        found = found or [file for file in files if titles.get(file) == said]
+        if len(found) != 1:
+            near = difflib.get_close_matches(said, list(stems.values()), 3, 0.5)
+            names = " or ".join(sorted(stems[file] for file in found[:3]) or near)
+            hint = f"did you mean {names}?" if names else f"there are {len(files)} LoRAs in it"
+            raise ValueError(
+                f"the prompt names the LoRA {tag.name[:100]!r}, and "
+                f"{'several have that name' if found else 'no file in the folder of LoRAs has that name'}; {hint}"
+            )
+        out[found[0]] = tag
+    return out
+
+
+def _unfit(card: LoraCard, architecture: str) -> str:
+    if card.note:
+        return card.note
+    return f"for {card.architecture}" if are_different(card.architecture, architecture) else ""
+
+
+def _share_out(
+    loras: Sequence[RoutedLora], options: RouteOptions, named: Mapping[str, Tag], limits: Mapping[str, float]
+) -> list[RoutedLora]:
+    """The same LoRAs with their weights, and why."""
+    rest = options.total - math.fsum(abs(tag.model) for tag in named.values())
+    open_ = [one for one in loras if not one.why and one.card.file not in named]
+    able = [one for one in open_ if one.score >= options.threshold and one.score > 0]
+    best = sorted(able, key=lambda one: (-one.score, one.card.name))[: options.most] if rest > 0 else []
+    taking, waiting = {one.card.file for one in best}, {one.card.file for one in able}
+    beyond = f"not among the best {options.most}" if rest > 0 else "the LoRAs that the prompt names have all the weight"
+    sum_ = math.fsum(one.score for one in best)
+    out = []
+    for one in loras:
+        file, weight, clip, why = one.card.file, 0.0, 0.0, one.why
+        if file in named:
+            weight, clip = named[file].model, named[file].clip
+            why = "named in the prompt" if weight or clip else "switched off in the prompt"
+        elif file in taking:
+            limit = min(limits.get(file, 1.0), one.card.highest or math.inf)
+            weight = min(math.floor(rest * one.score / sum_ * 10**_DIGITS + 1e-6) / 10**_DIGITS, limit)
+            clip, why = weight, "chosen"
+        elif file in waiting:
+            why = beyond
+        elif not why:
+            why = f"score below {options.threshold:g}"
+        out.append(replace(one, weight=weight, clip=clip, why=why))
+    return out
