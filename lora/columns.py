@@ -54,7 +54,8 @@ def low_rank(layer: LoraLayer) -> LowRankDelta | None:
     if layer.kind in (kinds.DORA, kinds.OFT, kinds.BOFT, kinds.GLORA):
         raise ValueError(
             f"the layer {layer.name} is {layer.kind}, which turns or scales the base weight, so that its change cannot "
-            "be told without the base model. Use a LoRA of another kind"
+            "be told without the base model. Make an ordinary LoRA of it first, with Merge LoRAs (Likeness), the MODEL "
+            "connected and an output rank"
         )
     if layer.kind == kinds.OTHER or (layer.kind == kinds.FULL and layer.parts["diff"].ndim < 2):
         return None

@@ -23,6 +23,7 @@ from .samples import LikenessSamplePrompts
 from .text_encoder_options import LikenessTextEncoderOptions
 from .train import LikenessTrainLoRA
 from .train_adaptive import LikenessTrainAdaptiveLoRA
+from .zip_lora import LikenessZipLoRA
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessDataset,
@@ -45,6 +46,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessMergeLoRAs,
     LikenessMergeOptions,
     LikenessApplyMerged,
+    LikenessZipLoRA,
 )
 
 

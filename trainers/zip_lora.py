@@ -1,8 +1,8 @@
 """ZipLoRA: how much of each input column of each LoRA is to be kept (Shah et al. 2024, arXiv 2311.13600).
 
 A subject's LoRA and a style's, added up, disturb each other most where their columns point the same way (§4 there). So
-ΔW = Σᵢ ΔWᵢ diag(mᵢ), with m learnt from 1 on, so that the merged model answers each LoRA's prompt as it does alone, while
-the columns that two of them share become fewer:
+ΔW = Σᵢ ΔWᵢ diag(mᵢ), m learnt from 1 on, so that the merged model answers each LoRA's prompt as it alone does,
+while the columns that two of them share become fewer:
 
     L = Σᵢ ‖merged(xᵢ, pᵢ) − LoRAᵢ(xᵢ, pᵢ)‖² + λ Σ_layers Σ_{i<j} mean |mᵢ ⊙ mⱼ|
 
@@ -20,10 +20,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -331,16 +330,3 @@ class _Run:
         self.step, self.records = start.step, list(start.records)
         for record in self.records:
             self.callbacks.record(record)
-
-
-def smoothed_fits(zipped_: Zipped, names: Sequence[str]) -> Iterator[tuple[str, list[float], list[float]]]:
-    """(name, steps, values) of each term of the loss, each so that it can be compared with the others.
-
-    A concept's fit as a share of what its LoRA does (1: as if it were not there); the overlap as a share of its first.
-    """
-    steps = [record["step"] for record in zipped_.records]
-    for number, (name, fit) in enumerate(zip(names, zipped_.fits, strict=True), 1):
-        yield name, steps, [record[f"fit_{number}"] / max(fit.base, 1e-30) for record in zipped_.records]
-    first: Any = zipped_.records[0]["overlap"] if zipped_.records else 0
-    if first:
-        yield "overlap", steps, [record["overlap"] / first for record in zipped_.records]

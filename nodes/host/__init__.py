@@ -9,6 +9,7 @@ from .rates import find_learning_rate
 from .report import describe_options
 from .session import Trained, train_lora
 from .weights import autograd_weights, ordinary_tensors
+from .zipped import learn_zip
 
 __all__ = [
     "HostDenoiser",
@@ -18,6 +19,7 @@ __all__ = [
     "find_learning_rate",
     "folder_fingerprint",
     "input_folder",
+    "learn_zip",
     "model_layers",
     "ordinary_tensors",
     "train_lora",

@@ -88,7 +88,7 @@ def drawn_pictures(
     folder = runs_folder() / FOLDER / name
     latents = _kept(folder / "latents.safetensors", len(wanted))
     if latents is None:
-        latents = _drawn(patcher, vae, prior, wanted, texts, negative, tell)
+        latents = draw_latents(patcher, vae, prior, wanted, texts, negative, tell)
         _keep(folder, latents, wanted, prior, vae, patcher)
     sheet = folder / "pictures.png"
     if sheet.is_file():
@@ -105,7 +105,7 @@ def drawn_pictures(
     return tuple(examples)
 
 
-def _drawn(
+def draw_latents(
     patcher: comfy.model_patcher.ModelPatcher,
     vae: Any,
     prior: Prior,
@@ -114,7 +114,16 @@ def _drawn(
     negative: list[list[Any]],
     tell: Callable[[str], None],
 ) -> list[Tensor]:
-    """(C, …) float32 latents in the model's space, by the host's sampler."""
+    """(C, …) float32 latents in the model's space, by the host's sampler.
+
+    Args:
+        patcher: the model that draws.
+        prior: seed and sampler; nothing else of it is heeded.
+        wanted: the pictures.
+        texts: their prompts' CONDITIONINGs.
+        negative: that of what is not wanted.
+        tell: shows a line to the user.
+    """
     groups: dict[Wanted, list[int]] = {}
     for number, each in enumerate(wanted):
         groups.setdefault(each, []).append(number)
@@ -125,7 +134,7 @@ def _drawn(
             for start in range(0, len(numbers), TOGETHER):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 some = numbers[start : start + TOGETHER]
-                tell(f"drawing class pictures, {done} of {len(wanted)}")
+                tell(f"drawing pictures, {done} of {len(wanted)}")
                 empty = zero_latents(vae, patcher, each.size[1], each.size[0]).repeat_interleave(len(some), 0)
                 seed = derived_seed(prior.seed, "class pictures", some[0])
                 drawn = comfy.sample.sample(
