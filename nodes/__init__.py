@@ -19,6 +19,7 @@ from .merge_options import LikenessMergeOptions
 from .options import LikenessTrainingOptions
 from .prior import LikenessPriorPreservation
 from .resize_lora import LikenessResizeLoRA
+from .route_loras import LikenessRouteLoRAs
 from .samples import LikenessSamplePrompts
 from .text_encoder_options import LikenessTextEncoderOptions
 from .train import LikenessTrainLoRA
@@ -46,6 +47,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessMergeLoRAs,
     LikenessMergeOptions,
     LikenessApplyMerged,
+    LikenessRouteLoRAs,
     LikenessZipLoRA,
 )
 
