@@ -108,7 +108,10 @@ def cards() -> dict[str, Image.Image]:
         "train_low_memory": card(doughnut, "yours", "less\nmemory"),
         "inspect_and_resize_lora": card(doughnut, "a LoRA", "what is\nin it,\nsmaller"),
         "train_adaptive_rank": card(doughnut, "yours", "each\nlayer\nits rank"),
+        "route_loras": card([shown("duck", "noto"), shown("avocado", "noto-v1")], "a folder", "the ones\nyou\nask for"),
         "compare_ranks": card(doughnut, "yours", "rank 4,\nrank 32,\nor learnt"),
+        "merge_subject_style": card([shown("bat", "noto"), shown("bear", "noto-v1")], "two LoRAs", "one,\nwith\nboth"),
+        "merge_report": card([shown("bat", "noto"), shown("bear", "noto-v1")], "two LoRAs", "who\nrules\nwhere"),
     }
 
 
