@@ -1,4 +1,4 @@
-"""One training run of time_to_quality.py: by the host's node, or by ours, with its clock stopped while it is judged."""
+"""The training runs of time_to_quality.py: by the host's node, or by ours. The clock stands while they are judged."""
 
 from __future__ import annotations
 
@@ -57,50 +57,18 @@ def built_in(world: World, learning_rate: float, steps: int, dtype: str = "fp32"
 
 
 def ours(world: World, config: Any, ladder: Sequence[int], prior: Any = None) -> list[Rung]:
-    """LikenessTrainLoRA as its node runs it, up to the ladder's last step.
+    """LikenessTrainLoRA as its node runs it, once for each of the ladder's numbers of steps, judged at its end.
 
-    The sheet of sample pictures, which the loop asks for at a step of its own choice, is where the model is judged,
-    with the adapters in place and the clock stopped.
+    Runs of their own, not one run judged on its way: the learning rate and its schedule go by the steps of the whole.
     """
     from dataclasses import replace
 
-    from PIL import Image
-
-    from likeness.nodes.host import previews, session
-    from likeness.nodes.types import Samples
+    from likeness.nodes.host import session
     from likeness.trainers.dataset import load_folder
 
-    clock, rungs = Clock(), list[Rung]()
-    every = ladder[0]
-    if any(step % every for step in ladder):
-        raise ValueError(f"the ladder {tuple(ladder)} must go up in multiples of its first step")
-
-    class Judge:
-        """In the place of the previewer."""
-
-        done = 0
-
-        def __init__(self, samples: Samples, texts: Any, patcher: Any, vae: Any) -> None:
-            self.patcher = patcher
-
-        def draw(self) -> Image.Image:
-            Judge.done += every
-            if Judge.done in ladder:
-                with clock.paused(), torch.inference_mode(False):
-                    patcher = previews._already_loaded(self.patcher)
-                    rungs.append(_rung(Judge.done, clock, world.score(patcher, others=True)))
-            return Image.new("RGB", (8, 8))
-
-    class Unseen(session.Live):
-        """Draws no sheet: nobody asked for one."""
-
-        def show(self, picture: Image.Image, step: int) -> None:
-            pass
-
-    samples = Samples(("",), "", 0, every, 1, 1.0, "euler", "normal", 64, 64)
-    kept = session.prepare, session.Live
-    session.prepare, session.Live = Judge, Unseen  # type: ignore[assignment,misc]
-    try:
+    rungs = list[Rung]()
+    for steps in ladder:
+        clock = Clock()
         with clock.running():
             pictures = load_folder(
                 world.reference_files[0].parent,
@@ -109,8 +77,10 @@ def ours(world: World, config: Any, ladder: Sequence[int], prior: Any = None) ->
                 caption_template="a picture of a {trigger}",
                 resolution=64,
             )
-            config = replace(config, steps=ladder[-1], sample_every=every)
-            session.train_lora(world.model, world.clip, world.vae, pictures, config, samples=samples, prior=prior)
-    finally:
-        session.prepare, session.Live = kept  # type: ignore[misc]
+            chosen = replace(config, steps=steps)
+            trained = session.train_lora(world.model, world.clip, world.vae, pictures, chosen, prior=prior)
+        with torch.inference_mode():
+            rungs.append(_rung(steps, clock, world.score(trained.model, others=True)))
+        del trained
+        gc.collect()
     return rungs

@@ -49,12 +49,13 @@ def main() -> int:
 
 def defaults(changes: dict[str, object]) -> object:
     """What LikenessTrainLoRA trains with when nothing is touched, its widgets' values over the configuration's."""
+    from likeness.nodes.options import UNTOUCHED
     from likeness.nodes.train import LikenessTrainLoRA
     from likeness.trainers.config import TrainingConfig
 
     shown = ("steps", "learning_rate", "rank", "alpha", "batch_size", "seed", "weighting")
     widgets = {one.id: one.default for one in LikenessTrainLoRA.define_schema().inputs if one.id in shown}
-    return TrainingConfig.from_mapping({**widgets, **changes})
+    return TrainingConfig.from_mapping({**UNTOUCHED, **widgets, **changes})
 
 
 if __name__ == "__main__":

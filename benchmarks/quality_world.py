@@ -48,7 +48,7 @@ class Score:
 
 
 class Clock:
-    """Seconds of this process, on the wall and on the CPU (all threads), with pauses."""
+    """Seconds of this process, on the wall and on the CPU (all threads), of what is done while it runs."""
 
     def __init__(self) -> None:
         self._total = (0.0, 0.0)
@@ -69,14 +69,6 @@ class Clock:
             yield
         finally:
             self._total, self._since = self.read(), None
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        self._total, self._since = self.read(), None
-        try:
-            yield
-        finally:
-            self._since = time.perf_counter(), time.process_time()
 
 
 class World:

@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 from ..trainers.config import TrainingConfig
 from ..trainers.rate_finder import sweep_plot, sweep_table
 from . import host
+from .options import UNTOUCHED
 from .rows import alpha_input, seed_input, weighting_input
 from .types import Dataset, TrainingOptions
 
@@ -112,7 +113,7 @@ class LikenessFindLearningRate(io.ComfyNode):
             clip,
             vae,
             dataset,
-            TrainingConfig.from_mapping({"weighting": weighting, **(options or {}), **shown}),
+            TrainingConfig.from_mapping({**UNTOUCHED, "weighting": weighting, **(options or {}), **shown}),
             lowest=lowest_rate,
             highest=highest_rate,
             probes=probes,

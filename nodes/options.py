@@ -10,6 +10,9 @@ from ..trainers.config import OPTIMIZERS, PRECISIONS, SCHEDULES, TARGETS, TIMEST
 from . import host
 from .types import TrainingOptions
 
+UNTOUCHED = {"targets": "all", "schedule": "cosine"}
+"""What Train LoRA does where no options say otherwise; benchmarks/README.md has why."""
+
 
 class LikenessTrainingOptions(io.ComfyNode):
     """Options of a training run."""
@@ -17,7 +20,7 @@ class LikenessTrainingOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Ids and order are the contract of saved workflows."""
-        standard = TrainingConfig()
+        standard = TrainingConfig.from_mapping(UNTOUCHED)
         return io.Schema(
             node_id="LikenessTrainingOptions",
             display_name="Training Options (Likeness)",
@@ -30,8 +33,9 @@ class LikenessTrainingOptions(io.ComfyNode):
                     "targets",
                     options=list(TARGETS),
                     default=standard.targets,
-                    tooltip="Which layers learn. attention: the usual choice. attention+feed-forward: more capacity, "
-                    "slower. all: every linear and convolution layer. custom: those that target_pattern matches.",
+                    tooltip="Which layers learn. all: every linear and convolution layer; learns in the fewest steps. "
+                    "attention: a smaller file, less memory, forgets less. attention+feed-forward: between them. "
+                    "custom: those that target_pattern matches.",
                 ),
                 io.String.Input(
                     "target_pattern",
@@ -44,8 +48,8 @@ class LikenessTrainingOptions(io.ComfyNode):
                     options=list(OPTIMIZERS),
                     default=standard.optimizer,
                     tooltip="adamw is the usual one; adafactor and adamw-8bit keep less memory; lion wants a third of "
-                    "the learning rate; prodigy finds it itself (set learning_rate to 1); schedule-free needs no "
-                    "schedule. adamw-8bit, prodigy and schedule-free need a package, which their error names.",
+                    "the learning rate; prodigy finds it itself (set learning_rate to 1); schedule-free wants the "
+                    "schedule constant. adamw-8bit, prodigy and schedule-free need a package, which their error names.",
                 ),
                 io.Float.Input(
                     "weight_decay",

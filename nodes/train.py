@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..trainers.config import TrainingConfig
 from . import host
+from .options import UNTOUCHED
 from .rows import alpha_input, seed_input, weighting_input
 from .types import Dataset, LoraModel, Prior, PriorKeeping, SamplePrompts, Samples, TrainingOptions
 
@@ -34,8 +35,8 @@ def sockets(size: Sequence[io.Input]) -> list[io.Input]:
             max=1e6,
             step=1e-6,
             round=1e-10,
-            tooltip="0: chosen by the size of the model's layers, 1e-4 for SDXL and 3.5e-4 for SD1.5. Lower it when "
-            "the loss grows or pictures break.",
+            tooltip="0: chosen by the size of the model's layers and the steps: in 1000, 1e-4 for SDXL and 3.5e-4 for "
+            "SD1.5. Lower it when the loss grows or pictures break.",
         ),
         *size,
         io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="Pictures a batch; more needs memory."),
@@ -139,7 +140,7 @@ class LikenessTrainLoRA(io.ComfyNode):
             "seed": seed,
             "sample_every": samples.every if samples else 0,
         }
-        config = TrainingConfig.from_mapping({"weighting": weighting, **(options or {}), **shown})
+        config = TrainingConfig.from_mapping({**UNTOUCHED, "weighting": weighting, **(options or {}), **shown})
         trained = host.train_lora(
             model,
             clip,
