@@ -138,6 +138,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--styles", type=int, default=len(HELD_OUT_STYLES))
     parser.add_argument("--steps", type=int, default=200, help="of a subject")
     parser.add_argument("--style-steps", type=int, default=300)
+    parser.add_argument("--zip-steps", type=int, default=100)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--retry-failed", action="store_true")

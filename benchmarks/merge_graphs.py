@@ -22,7 +22,7 @@ SUBJECTS = ("dolphin", "framed-picture", "battery", "peach", "radio", "canoe", "
 STYLE_TRIGGER = "zwx"
 PROMPT = f"a {STYLE_TRIGGER} picture of a {TRIGGER}"
 SCORING = "truth, subject, style 1"  # another text when `score` changes
-TRAIN = "LikenessTrainLoRA"
+TRAIN, ZIP = "LikenessTrainLoRA", "LikenessZipLoRA"
 SUBJECT_FILE, STYLE_FILE = "likeness/merges/subject {subject}", "likeness/merges/style {style}"
 
 DIRECT: dict[str, dict[str, Any]] = {
@@ -48,7 +48,7 @@ def library(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], s
     ):
         graph = start(info)
         graph["data"] = dataset(info, trigger)
-        graph["train"] = trainer(info, args, ["data", 0], steps)
+        train(info, args, graph, steps)
         graph["save"] = node(info, "LikenessSaveLoRA", lora=trained(info), filename=file)
         entries = [{"label": label, "set": {"data.folder": f"merges_{label}"}} for label in labels]
         sweeps.append(
@@ -64,9 +64,9 @@ def joint(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], sty
     graph = start(info)
     graph["subject"], graph["style"] = dataset(info, TRIGGER), dataset(info, STYLE_TRIGGER)
     graph["data"] = node(info, "LikenessCombineDatasets", dataset_1=["subject", 0], dataset_2=["style", 0])
-    graph["train"] = trainer(info, args, ["data", 0], args.steps + args.style_steps)
+    train(info, args, graph, args.steps + args.style_steps)
     save_and_draw(info, graph, trained(info), ["train", 0])
-    return pairs(graph, [{"label": "joint training", "set": {}}], subjects, styles, trains=True)
+    return pairs(graph, [{"label": "joint training", "set": {}}], subjects, styles)
 
 
 def direct(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], styles: Sequence[str]) -> Sweep:
@@ -87,9 +87,12 @@ def dataset(info: Mapping[str, Any], trigger: str) -> dict[str, Any]:
     )
 
 
-def trainer(info: Mapping[str, Any], args: Namespace, data: list[Any], steps: int) -> dict[str, Any]:
-    wires = {"model": ["model", 0], "clip": ["model", 1], "vae": ["model", 2], "dataset": data}
-    return node(info, TRAIN, **wires, steps=steps, rank=args.rank, alpha=float(args.rank), seed=1)
+def train(info: Mapping[str, Any], args: Namespace, graph: Graph, steps: int) -> None:
+    """Add a training run on the node "data", of attention layers alone, as the published merges have them."""
+    graph["options"] = node(info, "LikenessTrainingOptions", targets="attention")
+    wires = {"model": ["model", 0], "clip": ["model", 1], "vae": ["model", 2], "dataset": ["data", 0]}
+    given = {"steps": steps, "rank": args.rank, "alpha": float(args.rank), "seed": 1, "options": ["options", 0]}
+    graph["train"] = node(info, TRAIN, **wires, **given)
 
 
 def trained(info: Mapping[str, Any]) -> list[Any]:
@@ -103,15 +106,12 @@ def loaded(info: Mapping[str, Any]) -> Graph:
     return graph
 
 
-def pairs(
-    graph: Graph, methods: Sequence[Any], subjects: Sequence[str], styles: Sequence[str], trains: bool = False
-) -> Sweep:
-    """Methods x subjects x styles."""
+def pairs(graph: Graph, methods: Sequence[Any], subjects: Sequence[str], styles: Sequence[str]) -> Sweep:
+    """Methods x subjects x styles; each pair's files or pictures, whichever the graph has nodes for."""
 
     def settings(kind: str, label: str, file: str) -> dict[str, Any]:
-        if trains:
-            return {f"{kind}.folder": f"merges_{label}"}
-        return {f"load {kind}.lora_name": f"{file}.safetensors"}
+        pictures = {f"{kind}.folder": f"merges_{label}"} if kind in graph else {}
+        return pictures | ({f"load {kind}.lora_name": f"{file}.safetensors"} if f"load {kind}" in graph else {})
 
     return from_mapping(
         {
@@ -128,7 +128,25 @@ def pairs(
     )
 
 
-FAMILIES: dict[str, Callable[..., Sweep]] = {"direct": direct, "joint": joint}
+def zipped(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], styles: Sequence[str]) -> Sweep:
+    """LikenessZipLoRA with the pictures that both were taught with."""
+    graph = loaded(info)
+    graph["subject"], graph["style"] = dataset(info, TRIGGER), dataset(info, STYLE_TRIGGER)
+    graph["zip"] = node(
+        info,
+        ZIP,
+        **{"model": ["model", 0], "clip": ["model", 1], "vae": ["model", 2]},
+        **{"subject_lora": ["load subject", 0], "style_lora": ["load style", 0]},
+        **{"subject_prompt": f"a picture of a {TRIGGER}", "style_prompt": f"a {STYLE_TRIGGER} picture"},
+        **{"subject_dataset": ["subject", 0], "style_dataset": ["style", 0]},
+        steps=args.zip_steps,
+    )
+    outputs = info[ZIP]["output_name"]
+    save_and_draw(info, graph, ["zip", outputs.index("lora")], ["zip", outputs.index("model")])
+    return pairs(graph, [{"label": "ZipLoRA", "set": {}}], subjects, styles)
+
+
+FAMILIES: dict[str, Callable[..., Sweep]] = {"direct": direct, "joint": joint, "zip": zipped}
 LEARNED = ("ZipLoRA", "LoRA.rar")
 
 
