@@ -111,6 +111,8 @@ def cards() -> dict[str, Image.Image]:
         "route_loras": card([shown("duck", "noto"), shown("avocado", "noto-v1")], "a folder", "the ones\nyou\nask for"),
         "compare_ranks": card(doughnut, "yours", "rank 4,\nrank 32,\nor learnt"),
         "merge_subject_style": card([shown("bat", "noto"), shown("bear", "noto-v1")], "two LoRAs", "one,\nwith\nboth"),
+        "ziplora": card([shown("bat", "noto"), shown("bear", "noto-v1")], "two LoRAs", "neither\nspoils\nthe other"),
+        "train_subject_and_style": card([shown("bat", "noto"), shown("bear", "noto-v1")], "both", "taught\nat once"),
         "merge_report": card([shown("bat", "noto"), shown("bear", "noto-v1")], "two LoRAs", "who\nrules\nwhere"),
     }
 

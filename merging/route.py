@@ -154,8 +154,9 @@ def named_files(tags: Sequence[Tag], files: Sequence[str], titles: Mapping[str, 
         found = found or [file for file in files if said in (p.rpartition("/")[2] for p in (plain[file], stems[file]))]
         found = found or [file for file in files if titles.get(file) == said]
         if len(found) != 1:
-            near = difflib.get_close_matches(said, list(stems.values()), 3, 0.5)
-            names = " or ".join(sorted(stems[file] for file in found[:3]) or near)
+            short = {stem.rpartition("/")[2]: stem for stem in stems.values()}
+            near = difflib.get_close_matches(said.rpartition("/")[2], list(short), 3, 0.5)
+            names = " or ".join(sorted(stems[file] for file in found[:3]) or [short[name] for name in near])
             hint = f"did you mean {names}?" if names else f"there are {len(files)} LoRAs in it"
             raise ValueError(
                 f"the prompt names the LoRA {tag.name[:100]!r}, and "

@@ -315,7 +315,12 @@ def test_a_tag_names_one_file_of_the_list() -> None:
     )
     assert list(named_files([tag["a/wax"], tag["b\\wax"]], files, {})) == files[1:3]
     assert list(named_files([tag["oil v1"], tag["Foo"]], files, {files[0]: "Foo"})) == [files[3], files[0]]
-    for name, said in (("wax", "several.*a/wax or b/wax"), ("inc", "did you mean ink"), ("zzzzzz", "4 LoRAs")):
+    for name, said in (
+        ("wax", "several.*a/wax or b/wax"),
+        ("inc", "did you mean ink"),
+        ("aol v1", "b/oil v1"),
+        ("zzzzzz", "4 LoRAs"),
+    ):
         with pytest.raises(ValueError, match=said):
             named_files([Tag(name, 1.0, 1.0)], files, {})
     for name in ("../ink", "/ink", "b/../ink", "C:\\ink", "b", "", "b/"):
