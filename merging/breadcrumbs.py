@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+
+from .trim import total
 
 
 def breadcrumb(delta: Tensor, beta: float, gamma: float) -> Tensor:
@@ -24,6 +28,9 @@ def breadcrumb(delta: Tensor, beta: float, gamma: float) -> Tensor:
     return out.reshape(delta.shape)
 
 
-def breadcrumbs(deltas: Tensor, beta: float, gamma: float) -> Tensor:
-    """Σᵢ of the masked differences (eq. 3, without α, which is the λ of all methods here). deltas: (n, …), weighted."""
-    return sum((breadcrumb(delta, beta, gamma) for delta in deltas), start=torch.zeros_like(deltas[0]))
+def breadcrumbs(deltas: Iterable[Tensor], beta: float, gamma: float) -> Tensor:
+    """Σᵢ of the masked differences (eq. 3, without α, which is the λ of all methods here).
+
+    deltas: n times (…), weighted.
+    """
+    return total(breadcrumb(delta, beta, gamma) for delta in deltas)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from .ties import disjoint_mean, elect_sign
-from .trim import check_share
+from .ties import Votes, disjoint_mean, elect_sign
+from .trim import check_share, total
 
 
 def drop_and_rescale(delta: Tensor, density: float, chance: torch.Generator) -> Tensor:
@@ -25,19 +25,18 @@ def drop_and_rescale(delta: Tensor, density: float, chance: torch.Generator) -> 
     return delta * mask.to(delta.device) / density
 
 
-def dare(deltas: Tensor, density: float, chances: Sequence[torch.Generator]) -> Tensor:
-    """Σᵢ of what is left of each: DARE with task arithmetic. deltas: (n, …), each already times its weight.
+def dare(deltas: Iterable[Tensor], density: float, chances: Sequence[torch.Generator]) -> Tensor:
+    """Σᵢ of what is left of each: DARE with task arithmetic. deltas: n times (…), each already times its weight.
 
     chances: one generator for each. As peft's ``dare_linear``.
     """
-    dropped = (drop_and_rescale(delta, density, chance) for delta, chance in zip(deltas, chances, strict=True))
-    return sum(dropped, start=torch.zeros_like(deltas[0]))
+    return total(drop_and_rescale(delta, density, chance) for delta, chance in zip(deltas, chances, strict=True))
 
 
-def dare_ties(deltas: Tensor, density: float, majority: str, chances: Sequence[torch.Generator]) -> Tensor:
+def dare_ties(deltas: Iterable[Tensor], density: float, majority: str, chances: Sequence[torch.Generator]) -> Tensor:
     """DARE in place of TIES' trimming, then its election and disjoint mean; see ``ties`` for what differs elsewhere.
 
     A mean, as of TIES. peft's ``dare_ties`` is the same where every weight is 1.
     """
-    dropped = torch.stack([drop_and_rescale(d, density, chance) for d, chance in zip(deltas, chances, strict=True)])
-    return disjoint_mean(dropped, elect_sign(dropped, majority))
+    votes = Votes(drop_and_rescale(delta, density, chance) for delta, chance in zip(deltas, chances, strict=True))
+    return disjoint_mean(votes, elect_sign(votes, majority))

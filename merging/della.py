@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from .ties import disjoint_mean, elect_sign
+from .ties import Votes, disjoint_mean, elect_sign
 from .trim import check_share
 
 
@@ -42,10 +42,12 @@ def magprune(delta: Tensor, density: float, epsilon: float, chance: torch.Genera
     return delta * mask / probability
 
 
-def della(deltas: Tensor, density: float, epsilon: float, majority: str, chances: Sequence[torch.Generator]) -> Tensor:
+def della(
+    deltas: Iterable[Tensor], density: float, epsilon: float, majority: str, chances: Sequence[torch.Generator]
+) -> Tensor:
     """Drop (MAGPRUNE), elect, fuse: the mean of those that have the elected sign, as in TIES.
 
-    deltas: (n, …), each already times its weight. epsilon 0 is DARE-TIES.
+    deltas: n times (…), each already times its weight. epsilon 0 is DARE-TIES.
     """
-    dropped = torch.stack([magprune(d, density, epsilon, chance) for d, chance in zip(deltas, chances, strict=True)])
-    return disjoint_mean(dropped, elect_sign(dropped, majority))
+    votes = Votes(magprune(delta, density, epsilon, chance) for delta, chance in zip(deltas, chances, strict=True))
+    return disjoint_mean(votes, elect_sign(votes, majority))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..lora import spectrum, suffixes, svd
+from ..lora import krylov, spectrum, suffixes, svd
 from ..lora.kinds import as_kernel
 from ..lora.model import LoraTensors
 from ..lora.on_base import BaseWeights
 from ..lora.randomness import generator
+from ..lora.resize import Truncation
+from ..lora.svd import Svd
 from .align import Alignment, Source
 from .knots import knots
 from .layer_weights import LayerWeights
@@ -120,15 +122,31 @@ def _merge(
     if isinstance(merged, tuple) and truncation is None and method.keeps_factors:
         up, down = merged
         return _tensors(up, down, stack), replace(measured, rank=len(down), norm=pair_norm(up, down, 1.0))
-    found = svd.of_matrix(merged) if isinstance(merged, Tensor) else svd.of_pair(*merged, 1.0)
+    leading = _leading(merged, truncation)
+    found = leading or (svd.of_matrix(merged) if isinstance(merged, Tensor) else svd.of_pair(*merged, 1.0))
     values = torch.where(
         found.values > _ROUNDING * abs(options.scale) * sum(measured.norms), found.values, 0.0
     )  # of ΔW that cancel, say
     rank = max(1, int((values > 0).sum())) if truncation is None else truncation.rank_for(values)
     up, down = (factor.to(torch.float32) for factor in found.factors(rank))
-    kept = 1 - float(spectrum.tails(values)[rank])
-    measured = replace(measured, rank=rank, norm=spectrum.norm(values), energy=kept)
-    return _tensors(up, down, stack), measured
+    if leading:
+        norm = float(merged.norm(dtype=torch.float64)) if isinstance(merged, Tensor) else pair_norm(*merged, 1.0)
+        kept = min(1.0, (spectrum.norm(values[:rank]) / norm) ** 2) if norm > 0 else 1.0
+    else:
+        norm, kept = spectrum.norm(values), 1 - float(spectrum.tails(values)[rank])
+    return _tensors(up, down, stack), replace(measured, rank=rank, norm=norm, energy=kept)
+
+
+def _leading(merged: Tensor | tuple[Tensor, Tensor], truncation: Truncation | None) -> Svd | None:
+    """The singular values that are wanted, where that many are told beforehand and are few of a large layer's."""
+    if truncation is None or truncation.mode != "rank":
+        return None
+    rank = truncation.rank
+    if isinstance(merged, Tensor):
+        return krylov.leading(merged, rank) if krylov.pays((merged.shape[0], merged.shape[1]), rank) else None
+    up, down = merged
+    many = len(down) >= 4 * rank  # with fewer, QR of the factors is as quick, and exact
+    return krylov.leading(merged, rank) if many and krylov.pays((up.shape[0], down.shape[1]), rank) else None
 
 
 def _combine(
@@ -150,12 +168,13 @@ def _combine(
 
 
 def _stacked(
-    deltas: Tensor, method: Method, stack: LayerStack, options: MergeOptions, limits: Sequence[float] | None
+    deltas: Iterable[Tensor], method: Method, stack: LayerStack, options: MergeOptions, limits: Sequence[float] | None
 ) -> Tensor:
     assert method.stacked is not None
     if limits is not None:
-        kept = torch.tensor([limits[i] for i in stack.used]).reshape(-1, *[1] * (deltas.ndim - 1))
-        deltas, options = torch.where(deltas.abs() >= kept, deltas, 0.0), replace(options, density=1.0)
+        whole, options = deltas, replace(options, density=1.0)
+        mine = [limits[i] for i in stack.used]
+        deltas = (torch.where(delta.abs() >= limit, delta, 0.0) for delta, limit in zip(whole, mine, strict=True))
     chances = [generator(options.seed, "merge", stack.name, i) for i in stack.used]
     return method.stacked(deltas, options, chances)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,8 @@ from .trim import magnitude_prune
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
 """(gram (n, n), weights (n,)) -> coefficients (n,): the merge is Σ cᵢΔWᵢ, which a concatenation holds exactly."""
-Stacked = Callable[[Tensor, MergeOptions, Sequence[torch.Generator]], Tensor]
-"""(wᵢΔWᵢ (n, …), options, a generator for each) -> (…): works on single entries, so that ΔW has to be made."""
+Stacked = Callable[[Iterable[Tensor], MergeOptions, Sequence[torch.Generator]], Tensor]
+"""(each wᵢΔWᵢ, options, a generator for each) -> (…): works on single entries, so that ΔW is made, one at a time."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +48,28 @@ class Method:
         return self.weigh is not None and self.weigh is not linear
 
 
-def _ties(deltas: Tensor, options: MergeOptions, _: Sequence[torch.Generator]) -> Tensor:
+def _ties(deltas: Iterable[Tensor], options: MergeOptions, _: Sequence[torch.Generator]) -> Tensor:
     return ties(deltas, options.density, options.majority)
 
 
-def _magnitude(deltas: Tensor, options: MergeOptions, _: Sequence[torch.Generator]) -> Tensor:
+def _magnitude(deltas: Iterable[Tensor], options: MergeOptions, _: Sequence[torch.Generator]) -> Tensor:
     return magnitude_prune(deltas, options.density)
 
 
-def _breadcrumbs(deltas: Tensor, options: MergeOptions, _: Sequence[torch.Generator]) -> Tensor:
+def _breadcrumbs(deltas: Iterable[Tensor], options: MergeOptions, _: Sequence[torch.Generator]) -> Tensor:
     gamma = 1 - options.outliers
     return breadcrumbs(deltas, max(0.0, gamma - options.density), gamma)
 
 
-def _dare(deltas: Tensor, options: MergeOptions, chances: Sequence[torch.Generator]) -> Tensor:
+def _dare(deltas: Iterable[Tensor], options: MergeOptions, chances: Sequence[torch.Generator]) -> Tensor:
     return dare(deltas, options.density, chances)
 
 
-def _dare_ties(deltas: Tensor, options: MergeOptions, chances: Sequence[torch.Generator]) -> Tensor:
+def _dare_ties(deltas: Iterable[Tensor], options: MergeOptions, chances: Sequence[torch.Generator]) -> Tensor:
     return dare_ties(deltas, options.density, options.majority, chances)
 
 
-def _della(deltas: Tensor, options: MergeOptions, chances: Sequence[torch.Generator]) -> Tensor:
+def _della(deltas: Iterable[Tensor], options: MergeOptions, chances: Sequence[torch.Generator]) -> Tensor:
     return della(deltas, options.density, options.epsilon, options.majority, chances)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -60,9 +61,9 @@ class LayerStack:
             return torch.zeros(self.shape)
         return part.dense() if isinstance(part, LowRankDelta) else part
 
-    def weighted(self) -> Tensor:
-        """(n, …) the wᵢΔWᵢ of those used, in the order of ``used``, float32."""
-        return torch.stack([self.delta(i) * self.weights[i] for i in self.used])
+    def weighted(self) -> Iterator[Tensor]:
+        """The wᵢΔWᵢ of those used, in the order of ``used``, float32; each is made when it is asked for."""
+        return (self.delta(i) * self.weights[i] for i in self.used)
 
     def gram(self) -> Tensor:
         """(n, n) ⟨ΔWᵢ, ΔWⱼ⟩ of all LoRAs without weights, float64; 0 where a LoRA leaves the layer alone.
@@ -109,8 +110,13 @@ class LayerStack:
         """Σ cᵢΔWᵢ whole, float32; one ΔW at a time, so that memory does not grow with their number."""
         out = torch.zeros(self.shape)
         for i, coefficient in enumerate(coefficients.tolist()):
-            if self.parts[i] is not None and coefficient != 0:
-                out += self.delta(i) * coefficient
+            part = self.parts[i]
+            if part is None or coefficient == 0:
+                continue
+            if isinstance(part, LowRankDelta):
+                out.addmm_(part.up.to(torch.float32), part.down.to(torch.float32), alpha=part.scale * coefficient)
+            else:
+                out.add_(part, alpha=coefficient)
         return out
 
 

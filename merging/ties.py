@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,26 @@ from .trim import trim
 MAJORITIES = ("total", "frequency")
 
 
-def elect_sign(deltas: Tensor, majority: str = "total") -> Tensor:
-    """(…) γ, +1 or −1 for each entry. deltas: (n, …).
+class Votes:
+    """Of each entry the sum and the number of those above 0, and of those below: all that is asked of n differences.
+
+    So they are added one after the other, and one is held at a time.
+    """
+
+    def __init__(self, deltas: Iterable[Tensor]) -> None:
+        """deltas: at least one, of one shape."""
+        for number, delta in enumerate(deltas):
+            if number == 0:
+                self.plus, self.minus = torch.zeros_like(delta), torch.zeros_like(delta)
+                self.above, self.below = (torch.zeros(delta.shape, dtype=torch.int32) for _ in range(2))
+            self.plus += delta.clamp_min(0)
+            self.minus += delta.clamp_max(0)
+            self.above += delta > 0
+            self.below += delta < 0
+
+
+def elect_sign(votes: Votes, majority: str = "total") -> Tensor:
+    """(…) γ, +1 or −1 for each entry.
 
     majority: "total", the paper's: the sign of Σᵢ τᵢ, so that the larger movement wins; "frequency": of Σᵢ sgn τᵢ, so
     that the more LoRAs win. A sum of 0 counts as +1, as it does in peft and mergekit; the paper's own code takes the
@@ -20,21 +40,21 @@ def elect_sign(deltas: Tensor, majority: str = "total") -> Tensor:
     """
     if majority not in MAJORITIES:
         raise ValueError(f"unknown majority {majority!r}; expected one of {', '.join(MAJORITIES)}")
-    votes = (deltas if majority == "total" else deltas.sign()).sum(0)
-    return torch.where(votes >= 0, 1.0, -1.0).to(deltas.dtype)
+    balance = votes.plus + votes.minus if majority == "total" else votes.above - votes.below
+    return torch.where(balance >= 0, 1.0, -1.0).to(votes.plus.dtype)
 
 
-def disjoint_mean(deltas: Tensor, sign: Tensor) -> Tensor:
+def disjoint_mean(votes: Votes, sign: Tensor) -> Tensor:
     """(…) for each entry the mean over the LoRAs whose sign is the elected one; 0 where there is none.
 
-    deltas: (n, …). sign: (…). An entry of 0 is of neither sign, and is not counted.
+    sign: (…). An entry of 0 is of neither sign, and is not counted.
     """
-    agree = deltas.sign() == sign
-    return (deltas * agree).sum(0) / agree.sum(0).clamp_min(1)
+    above = sign > 0
+    return torch.where(above, votes.plus, votes.minus) / torch.where(above, votes.above, votes.below).clamp_min(1)
 
 
-def ties(deltas: Tensor, density: float, majority: str = "total") -> Tensor:
-    """τ_m. deltas: (n, …), each already times its weight. density: (0, 1], the share kept of each.
+def ties(deltas: Iterable[Tensor], density: float, majority: str = "total") -> Tensor:
+    """τ_m. deltas: n times (…), each already times its weight. density: (0, 1], the share kept of each.
 
     It is a MEAN, not a sum: with λ = 1, as in the paper, two LoRAs that agree give the strength of one.
     The paper has no weights. Here wτ is the difference that is merged, so that a negative weight turns its vote too.
@@ -42,5 +62,5 @@ def ties(deltas: Tensor, density: float, majority: str = "total") -> Tensor:
     of the agreeing weights. All three are the same where every weight is 1. The paper's code trims the model as a
     whole (``magnitude_at``); this function, peft and mergekit trim each tensor.
     """
-    trimmed = torch.stack([trim(delta, density) for delta in deltas])
-    return disjoint_mean(trimmed, elect_sign(trimmed, majority))
+    votes = Votes(trim(delta, density) for delta in deltas)
+    return disjoint_mean(votes, elect_sign(votes, majority))

@@ -22,8 +22,8 @@ from likeness.merging.model_stock import model_stock, ratio
 from likeness.merging.options import MergeOptions
 from likeness.merging.slerp import slerp
 from likeness.merging.stack import LayerStack
-from likeness.merging.ties import disjoint_mean, elect_sign, ties
-from likeness.merging.trim import magnitude_at, magnitude_prune, trim
+from likeness.merging.ties import Votes, disjoint_mean, elect_sign, ties
+from likeness.merging.trim import magnitude_at, magnitude_prune, total, trim
 
 ONES = torch.ones
 
@@ -80,7 +80,7 @@ def test_ties_by_hand() -> None:
     assert ties(deltas, 1.0, "total").tolist() == [5.0, 4.0, 1.0]
     assert ties(deltas, 1.0, "frequency").tolist() == [-1.5, -1.0, 1.0]
     with pytest.raises(ValueError, match="majority"):
-        elect_sign(deltas, "most")
+        elect_sign(Votes(deltas), "most")
 
 
 def test_ties_differs_from_peft_and_mergekit_as_said() -> None:
@@ -300,7 +300,7 @@ def test_knots_against_numpys_svd(shape: tuple[int, int]) -> None:
     rights = torch.tensor((s[:k, None] * v[:k]).reshape(k, 2, -1).transpose(1, 0, 2).astype(np.float32))
     expected = u[:, :k] @ ties(rights, 0.4).double().numpy()
     assert up.shape[1] == k and np.allclose((up @ down).numpy(), expected, atol=1e-4)
-    up, down = knots(stack, lambda rights: rights.sum(0))
+    up, down = knots(stack, total)
     assert np.allclose((up @ down).numpy(), sum(deltas), atol=1e-4)
 
 
@@ -310,7 +310,7 @@ def test_trim_by_hand_and_refusals() -> None:
     for density in (0.0, 20.0, math.nan):
         with pytest.raises(ValueError, match="density"):
             trim(torch.ones(3), density)
-    assert disjoint_mean(torch.tensor([[0.0], [2.0]]), torch.tensor([1.0])).tolist() == [2.0]
+    assert disjoint_mean(Votes(torch.tensor([[0.0], [2.0]])), torch.tensor([1.0])).tolist() == [2.0]
 
 
 @pytest.mark.parametrize("density", [1 / 8, 37 / 64, 3 / 4])
