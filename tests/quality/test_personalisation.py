@@ -96,12 +96,15 @@ def taught(server: Any, studio: Any, checkpoint: str) -> dict[str, Taught]:
             sampler_name="euler",
             scheduler="normal",
         )
+        # Attention alone: of all layers, twice as many of the other subjects are lost at the same gain.
+        graph["options"] = studio.node("LikenessTrainingOptions", targets="attention", schedule="constant")
         graph["train"] = studio.node(
             "LikenessTrainLoRA",
             model=["model", 0],
             clip=["model", 1],
             vae=["model", 2],
             dataset=["data", 0],
+            options=["options", 0],
             steps=lesson.steps,
             learning_rate=lesson.learning_rate,
             rank=16,
