@@ -27,22 +27,22 @@ _DIGITS = 4  # of a weight
 @dataclass(frozen=True)
 class RouteOptions:
     """total: the weights' sum. most: so many are chosen beside those that the prompt names. threshold: [0, 1], the
-    score that one must have. trigger, words, text: how much each kind of evidence counts.
+    score that one must have. trigger, words, text: [0, 1], how far each kind of evidence is trusted.
 
     Raises ValueError for what is out of range.
     """
 
     total: float = 1.0
     most: int = 3
-    threshold: float = 0.25
-    trigger: float = 1.0
-    words: float = 0.5
-    text: float = 0.5
+    threshold: float = 0.3
+    trigger: float = 0.8
+    words: float = 0.7
+    text: float = 0.4
 
     def __post_init__(self) -> None:
-        shares = (self.trigger, self.words, self.text)
-        if not all(math.isfinite(share) and share >= 0 for share in shares) or not sum(shares):
-            raise ValueError(f"evidence counts {shares}; expected numbers from 0, and one above 0")
+        trust = (self.trigger, self.words, self.text)
+        if not all(0 <= one <= 1 for one in trust) or not any(trust):
+            raise ValueError(f"the evidence is trusted by {trust}; expected 0 to 1, and one above 0")
         if not (math.isfinite(self.total) and self.total > 0):
             raise ValueError(f"the total of the weights is {self.total}; expected more than 0")
         if not 0 <= self.threshold <= 1 or self.most < 0:
@@ -52,13 +52,13 @@ class RouteOptions:
 @dataclass(frozen=True)
 class RoutedLora:
     """One LoRA and what became of it. score: 0 to 1. weight, clip: of the model and of the text encoders, 0 where it is
-    not chosen. parts: what each kind of evidence adds to the score. why: in words.
+    not chosen. parts: what each kind of evidence adds to the score, in the order above. why: in words.
     """
 
     card: LoraCard
     evidence: Evidence
     score: float
-    parts: tuple[float, float, float]
+    parts: tuple[float, ...]
     weight: float
     clip: float
     why: str
@@ -96,7 +96,8 @@ def route(
 ) -> Route:
     """Weigh the evidence and share out the weights.
 
-    The score is Σ cᵢeᵢ / Σ cᵢ over the kinds of evidence that there are. Named LoRAs have the weights that the prompt
+    The score is 1 − Π(1 − cᵢeᵢ), of the evidence eᵢ and how far it is trusted, cᵢ: any one kind can be enough, and
+    together they are more (noisy-or; Pearl 1988, §4.3.2). Named LoRAs have the weights that the prompt
     gives them; what they leave of the total (by magnitude) goes to the `most` best of the others that reach the
     threshold, in proportion to their scores, none above its limit.
 
@@ -114,16 +115,16 @@ def route(
             raise ValueError(f"the highest weight of {card.name} is {limits[card.file]}; expected more than 0")
     fit = [card for card in cards if not reasons[card.file]]
     found = dict(zip((card.file for card in fit), weigh(words_of(prompt.text), fit, embed), strict=True))
-    shares = (options.trigger, options.words, options.text if embed else 0.0)
-    if not sum(shares):
+    if not options.trigger and not options.words and not embed:
         raise ValueError("only the text encoder's evidence counts, and there is no text encoder: connect clip")
     loras = []
     for card in cards:
         evidence = found.get(card.file, Evidence())
-        values = (evidence.trigger, evidence.words, evidence.text)
-        trigger, words, text = (share * value / sum(shares) for share, value in zip(shares, values, strict=True))
-        score = trigger + words + text
-        loras.append(RoutedLora(card, evidence, score, (trigger, words, text), 0.0, 0.0, reasons[card.file]))
+        doubt, parts = 1.0, []
+        for value in (options.trigger * evidence.trigger, options.words * evidence.words, options.text * evidence.text):
+            parts.append(doubt * value)
+            doubt *= 1 - value
+        loras.append(RoutedLora(card, evidence, 1 - doubt, tuple(parts), 0.0, 0.0, reasons[card.file]))
     loras = _share_out(loras, options, named, limits)
     order = list(named)
     loras.sort(

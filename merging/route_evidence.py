@@ -41,8 +41,8 @@ def weigh(words: str, cards: Sequence[LoraCard], embed: Embed | None = None) -> 
 
     idf(t) = ln((n + 1) / nₜ), of n cards of which nₜ have the term t.
     trigger = the most of Σ idf of the trigger's phrases in the prompt / Σ idf of all its phrases, over its triggers.
-    words = Σ idf(t)·len(t)·tf(t) / Σ idf(t)·len(t), over the terms t in the prompt that any card has; len is in words
-    and tf the share of the card's captions with t, 1 for words of its name.
+    words = the cosine of idf(t)·tf(t) of the card and of the prompt over all terms t (Salton and Buckley 1988); tf is
+    the share of the card's captions with t, 1 for words of its name; of the prompt it is 1 or 0.
     text = max(0, (c − m) / (1 − m)): c the cosine of prompt and card, m the mean of c (of a single card 0),
     but not below 0, for what the prompt has in common with the whole folder is no reason to choose one of it.
     """
@@ -51,8 +51,7 @@ def weigh(words: str, cards: Sequence[LoraCard], embed: Embed | None = None) -> 
     trigger_idf, idf = _idf(triggers), _idf(terms)
     there = {f" {word} " for word in words.split()}
     hits = [term for term in idf if term in there or (" " in term.strip() and term in words)]
-    said = {term: idf[term] * len(term.split()) for term in hits}
-    everything = math.fsum(said.values())
+    length = math.sqrt(math.fsum(idf[term] ** 2 for term in hits))
     cosines = _cosines(words, cards, embed) if embed and cards else None
     mean = max(0.0, float(cosines.mean())) if cosines is not None and len(cards) > 1 else 0.0
     out = []
@@ -64,12 +63,14 @@ def weigh(words: str, cards: Sequence[LoraCard], embed: Embed | None = None) -> 
             share = math.fsum(trigger_idf[p] for p in called) / math.fsum(trigger_idf[p] for p in trigger)
             if share > best:
                 best, found = share, called
-        hit = {term: said[term] * terms[number][term] for term in said if term in terms[number]}
+        vector = {term: idf[term] * tf for term, tf in terms[number].items()}
+        hit = {term: idf[term] * vector[term] for term in hits if term in vector}
+        lengths = length * math.sqrt(math.fsum(value**2 for value in vector.values()))
         cosine = None if cosines is None else float(cosines[number])
         out.append(
             Evidence(
                 best,
-                math.fsum(hit.values()) / everything if everything else 0.0,
+                min(1.0, math.fsum(hit.values()) / lengths) if lengths else 0.0,
                 0.0 if cosine is None or mean >= 1 else min(1.0, max(0.0, (cosine - mean) / (1 - mean))),
                 tuple(phrase.strip() for phrase in found),
                 tuple(term.strip() for term in sorted(hit, key=lambda term: (-hit[term], term))),

@@ -36,9 +36,9 @@ def route_table(route: Route) -> str:
     text += markdown_table(["LoRA", "weight", "score", "trigger", "words of captions and name", "text", "why"], rows)
     if len(route.loras) > len(shown):
         text += f"\n\nand {len(route.loras) - len(shown)} more, which score less."
-    counts = {kind: getattr(route.options, kind) for kind in KINDS if kind != "text" or route.with_text}
-    formula = " + ".join(f"{count:g} · {kind}" for kind, count in counts.items())
-    return f"{text}\n\nscore = ({formula}) / {sum(counts.values()):g}; the weights' total is {route.options.total:g}.\n"
+    kinds = [kind for kind in KINDS if kind != "text" or route.with_text]
+    formula = "".join(f"(1 − {getattr(route.options, kind):g} · {kind})" for kind in kinds)
+    return f"{text}\n\nscore = 1 − {formula}; the weights' total is {route.options.total:g}.\n"
 
 
 def route_json(route: Route) -> str:

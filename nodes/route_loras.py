@@ -33,7 +33,7 @@ class LikenessRouteLoRAs(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """Ids and order are the contract of saved workflows."""
         standard = RouteOptions()
-        share = {"min": 0.0, "max": 100.0, "step": 0.1, "round": 0.0001}
+        trust = {"min": 0.0, "max": 1.0, "step": 0.05, "round": 0.0001}
         return io.Schema(
             node_id="LikenessRouteLoRAs",
             display_name="Route LoRAs (Likeness)",
@@ -86,21 +86,22 @@ class LikenessRouteLoRAs(io.ComfyNode):
                 io.Float.Input(
                     "trigger_evidence",
                     default=standard.trigger,
-                    **share,
-                    tooltip="How much it counts that the trigger words are in the prompt, word for word.",
+                    **trust,
+                    tooltip="How far to trust trigger words: the score of a LoRA whose trigger words stand in the "
+                    "prompt, word for word.",
                 ),
                 io.Float.Input(
                     "word_evidence",
                     default=standard.words,
-                    **share,
-                    tooltip="How much it counts that words of the prompt are in the LoRA's captions, tags and name. "
-                    "Words that few LoRAs have say more.",
+                    **trust,
+                    tooltip="How far to trust words of the prompt that are in the LoRA's captions, tags and name. What "
+                    "few LoRAs have says more.",
                 ),
                 io.Float.Input(
                     "text_evidence",
                     default=standard.text,
-                    **share,
-                    tooltip="How much it counts that the text encoders find prompt and LoRA alike. Needs clip.",
+                    **trust,
+                    tooltip="How far to trust the text encoders in how much prompt and LoRA are alike. Needs clip.",
                 ),
                 io.Boolean.Input(
                     "apply",

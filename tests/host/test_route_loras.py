@@ -68,7 +68,7 @@ def drawn(name: str, origin: str, text: Any) -> dict[str, Any]:
 
 def start(**inputs: Any) -> dict[str, Any]:
     shown = {"loras": "library", "total": 1.2, "most": 2, "threshold": 0.2, "apply": True}
-    shown |= {"trigger_evidence": 1.0, "word_evidence": 0.5, "text_evidence": 0.5}
+    shown |= {"trigger_evidence": 0.8, "word_evidence": 0.7, "text_evidence": 0.4}
     return {
         "base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny-unet.safetensors"}},
         "size": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},

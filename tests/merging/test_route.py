@@ -208,10 +208,16 @@ def test_scores_are_those_of_the_formulas() -> None:
     rare, shared = math.log(4), math.log(4 / 2)  # of three cards, one or two have it
     assert (one.trigger, two.trigger) == (1.0, 0.0) and one.found == ("sks",)
     assert three.trigger == pytest.approx(shared / (shared + rare)) and three.found == ("sks",)
-    # in the prompt and in some card: dog (two cards), red, ball, red ball (one card; it counts as two words)
-    everything = shared + rare + rare + 2 * rare
-    assert one.words == pytest.approx((shared + 0.25 * 4 * rare) / everything)
-    assert two.words == pytest.approx(shared / everything) and two.terms == ("dog",) and three.words == 0
+    # In the prompt and in some card: dog (two cards), red, ball, red ball (one card). A card's name is a term, too.
+    prompt = math.hypot(shared, rare, rare, rare)
+    length = math.hypot(shared, rare / 4, rare / 4, rare / 4, rare)
+    assert one.words == pytest.approx((shared**2 + 3 * rare**2 / 4) / (length * prompt))
+    assert two.words == pytest.approx(shared**2 / (math.hypot(shared, rare) * prompt)) and two.terms == ("dog",)
+    assert three.words == 0
+    found = route(parse_prompt("sks with a red ball and a dog"), cards, RouteOptions(trigger=0.9, words=0.6, text=1.0))
+    scores = {lora.card.name: lora.score for lora in found.loras}
+    assert scores["one"] == pytest.approx(1 - 0.1 * (1 - 0.6 * one.words)) and scores["three"] == 0.9 * three.trigger
+    assert sum(found.loras[0].parts) == pytest.approx(scores["one"]) and found.loras[0].parts[0] == pytest.approx(0.9)
     assert set(one.terms) == {"dog", "red", "ball", "red ball"} and one.cosine is None
 
 
@@ -228,7 +234,7 @@ def test_text_counts_by_how_much_nearer_than_the_others() -> None:
     assert near.cosine == pytest.approx(cosine) and far.cosine == pytest.approx(0)
     assert near.text == pytest.approx((cosine - cosine / 2) / (1 - cosine / 2)) and far.text == 0
     found = route(parse_prompt("a boat"), cards, RouteOptions(threshold=0.1), embed=embed)
-    assert found.loras[0].score == pytest.approx(0.5 * near.text / 2) and found.with_text
+    assert found.loras[0].score == pytest.approx(0.4 * near.text) and found.with_text
     assert f"{near.text:.2f} (cosine 0.707)" in route_table(found)
     with pytest.raises(ValueError, match="connect clip"):
         route(parse_prompt("a"), cards, RouteOptions(trigger=0, words=0))
@@ -238,12 +244,13 @@ def test_text_counts_by_how_much_nearer_than_the_others() -> None:
     st.lists(st.sampled_from(["dog", "cat", "hat", "sun"]), min_size=1, max_size=4, unique=True),
     st.permutations(range(4)),
 )
-def test_more_of_the_prompt_is_never_less(prompt: list[str], order: list[int]) -> None:
-    """Fails if a LoRA loses by saying more, or if the order in which files are listed decides."""
+def test_the_one_that_says_it_all_is_the_nearest(prompt: list[str], order: list[int]) -> None:
+    """Fails if another LoRA is nearer than one whose captions are the prompt, or the order of the files decides."""
     cards = [card("p", captions(dog=2)), card("q", captions(dog=2, cat=2)), card("r", captions(hat=1)), card("s")]
     words = words_of(", ".join(prompt))
+    same = weigh(words, [*cards, LoraCard("1.pt", "1", captions=dict.fromkeys(phrases_of(words), 0.5))])
+    assert same[-1].words == pytest.approx(1) == max(1, *(one.words for one in same))
     found = weigh(words, cards)
-    assert found[0].words <= found[1].words
     assert [weigh(words, [cards[i] for i in order])[order.index(j)] for j in range(4)] == found
 
 
@@ -264,7 +271,7 @@ def test_the_total_is_shared_out() -> None:
     cards, options = three()
     found = route(parse_prompt("ink and wax"), cards, options)
     assert weights(found) == {"style/ink": 0.5, "style/wax": 0.5, "style/oil": 0}
-    assert [one.why for one in found.loras] == ["chosen", "chosen", "score below 0.25"]
+    assert [one.why for one in found.loras] == ["chosen", "chosen", "score below 0.3"]
     limited = route(parse_prompt("ink and wax"), cards, options, limits={"style/ink.safetensors": 0.2})
     assert weights(limited)["style/ink"] == 0.2
     one = route(parse_prompt("ink, wax"), cards, RouteOptions(most=1, total=3.0))
@@ -279,7 +286,9 @@ def test_the_total_is_shared_out() -> None:
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.floats(0.05, 5), st.integers(0, 6))
 def test_never_more_than_the_total(shares: list[float], total: float, most: int) -> None:
     """Fails if rounding or a limit lets the weights exceed the total, or more are chosen than may be."""
-    cards = [LoraCard(f"{i}.safetensors", str(i), captions={" dog ": share}) for i, share in enumerate(shares)]
+    cards = [
+        LoraCard(f"{i}.safetensors", str(i), captions={" dog ": share, " cat ": 1.0}) for i, share in enumerate(shares)
+    ]
     found = route(parse_prompt("dog"), cards, RouteOptions(total=total, most=most, threshold=0.01))
     assert math.fsum(one.weight for one in found.chosen) <= total * (1 + 1e-9) + 1e-9 and len(found.chosen) <= most
     scores = [one.score for one in found.loras if one.chosen]
@@ -358,17 +367,26 @@ def test_table_json_and_picture() -> None:
     assert not torch.equal(plot, route_plot(route(parse_prompt("other"), cards, RouteOptions())))
     route_plot(route(parse_prompt("ink"), [], RouteOptions()))
     row = next(line for line in route_table(found).splitlines() if "chosen" in line)
-    assert row.startswith("| a\\|b$x_{ | 1 | 0.67 | 1.00 (ink) |")
-    assert "score = (1 · trigger + 0.5 · words) / 1.5" in route_table(found)
+    assert row.startswith("| a\\|b$x_{ | 1 | 0.80 | 1.00 (ink) |")
+    assert "score = 1 − (1 − 0.8 · trigger)(1 − 0.7 · words); " in route_table(found)
     (first, second) = json.loads(route_json(found))["loras"]
-    assert first["chosen"] and first["triggers"] == ["ink"] and second["why"] == "score below 0.25"
+    assert first["chosen"] and first["triggers"] == ["ink"] and second["why"] == "score below 0.3"
     assert route_files(found) == "a|b$x_{.safetensors 1"
     many = [card(f"lora {i}", {"likeness.trigger": "ink"}) for i in range(100)]
     assert "and 40 more" in route_table(route(parse_prompt("ink"), many, RouteOptions()))
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"total": 0}, {"total": math.inf}, {"threshold": 1.5}, {"most": -1}, {"text": -1}, {"trigger": math.nan}]
+    "wrong",
+    [
+        {"total": 0},
+        {"total": math.inf},
+        {"threshold": 1.5},
+        {"most": -1},
+        {"text": -1},
+        {"trigger": math.nan},
+        {"words": 1.1},
+    ],
 )
 def test_options_out_of_range(wrong: dict[str, Any]) -> None:
     """Fails if nonsense is routed with."""

@@ -15,10 +15,10 @@ KEY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 SHOWN = {
     "total": 1.0,
     "most": 3,
-    "threshold": 0.25,
-    "trigger_evidence": 1.0,
-    "word_evidence": 0.5,
-    "text_evidence": 0.5,
+    "threshold": 0.3,
+    "trigger_evidence": 0.8,
+    "word_evidence": 0.7,
+    "text_evidence": 0.4,
 }
 
 
