@@ -42,4 +42,5 @@ def _left(parts: Callable[[], Iterator[Tensor]]) -> Tensor:
     squares, u = torch.linalg.eigh(total(part @ part.T for part in parts()))
     squares, u = squares.flip(0), u.flip(1)
     kept = max(1, int((squares > squares[:1].clamp_min(0) * len(squares) * EPS).sum()))
-    return u[:, :kept]
+    basis: Tensor = u[:, :kept]
+    return basis

@@ -41,7 +41,7 @@ def elect_sign(votes: Votes, majority: str = "total") -> Tensor:
     if majority not in MAJORITIES:
         raise ValueError(f"unknown majority {majority!r}; expected one of {', '.join(MAJORITIES)}")
     balance = votes.plus + votes.minus if majority == "total" else votes.above - votes.below
-    return torch.where(balance >= 0, 1.0, -1.0).to(votes.plus.dtype)
+    return (balance >= 0).to(votes.plus.dtype) * 2 - 1
 
 
 def disjoint_mean(votes: Votes, sign: Tensor) -> Tensor:
@@ -50,7 +50,8 @@ def disjoint_mean(votes: Votes, sign: Tensor) -> Tensor:
     sign: (…). An entry of 0 is of neither sign, and is not counted.
     """
     above = sign > 0
-    return torch.where(above, votes.plus, votes.minus) / torch.where(above, votes.above, votes.below).clamp_min(1)
+    below = ~above  # products with 0 and 1: torch.where is ten times as slow
+    return (votes.plus * above + votes.minus * below) / (votes.above * above + votes.below * below).clamp_min(1)
 
 
 def ties(deltas: Iterable[Tensor], density: float, majority: str = "total") -> Tensor:

@@ -17,7 +17,7 @@ def check_share(name: str, value: float) -> None:
 def trim(delta: Tensor, density: float) -> Tensor:
     """ΔW with its ⌊density · numel⌋ entries of the largest magnitude, and 0 for the rest.
 
-    delta: any shape. density: (0, 1], the paper's k as a share. Of equal magnitudes it is torch's topk that chooses.
+    delta: any shape. density: (0, 1], the paper's k as a share. Of equal magnitudes the first stay.
     peft's and mergekit's pruning keep the same number; mergekit refuses to keep none.
     """
     check_share("density", density)
@@ -27,10 +27,10 @@ def trim(delta: Tensor, density: float) -> Tensor:
     if count == 0:
         return torch.zeros_like(delta)
     magnitudes = delta.abs().flatten()
-    kept = magnitudes >= _kth_largest(magnitudes, count)
-    if int(kept.count_nonzero()) > count:  # equal magnitudes
-        kept = torch.zeros_like(kept)
-        kept[magnitudes.topk(count, sorted=False).indices] = True
+    least = _kth_largest(magnitudes, count)
+    kept = magnitudes >= least
+    if (over := int(kept.count_nonzero()) - count) > 0:
+        kept[(magnitudes == least).nonzero().flatten()[-over:]] = False
     return delta * kept.reshape(delta.shape)
 
 
