@@ -12,6 +12,7 @@ from .dataset import LikenessDataset
 from .find_learning_rate import LikenessFindLearningRate
 from .inspect_lora import LikenessInspectLoRA
 from .lora_files import LikenessLoadLoRA, LikenessSaveLoRA
+from .lora_rar import LikenessLoRARar
 from .loss_options import LikenessLossOptions
 from .memory_options import LikenessMemoryOptions
 from .merge_loras import LikenessMergeLoRAs
@@ -49,6 +50,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessApplyMerged,
     LikenessRouteLoRAs,
     LikenessZipLoRA,
+    LikenessLoRARar,
 )
 
 

@@ -23,6 +23,9 @@ PriorKeeping = io.Custom("LIKENESS_PRIOR")
 LoraModel = io.Custom("LORA_MODEL")
 """The host's own type, a dict of tensors; ours carries a ``lora.model.LoraTensors``, which is one."""
 
+HyperNetworkSocket = io.Custom("LIKENESS_HYPERNETWORK")
+"""Carries a ``merging.lora_rar.HyperNetwork``."""
+
 MergeOptions = io.Custom("LIKENESS_MERGE_OPTIONS")
 """Carries a dict: fields of ``merging.options.MergeOptions``, and ``energy``, ``layer_weights``, ``dtype``."""
 
