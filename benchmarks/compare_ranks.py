@@ -152,6 +152,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prior", type=float, default=0.0, help="weight of prior prediction; doubles a step's time")
     parser.add_argument("--ranks", type=numbers, default=[1, 2, 4, 8, 16, 32], help="fixed ranks, e.g. 1,4,16")
     parser.add_argument("--targets", type=numbers, default=[4, 8], help="target ranks of adaptive rank; empty: none")
+    parser.add_argument("--truncated", type=shares, default=[], help="energies of adaptive rank's export, e.g. 0.99")
     parser.add_argument("--adaptive", default="{}", help='more inputs of adaptive rank, as JSON: {"rank_lr": 0.01}')
     parser.add_argument("--adalora", type=numbers, default=[8], help="ranks of AdaLoRA; empty: none")
     parser.add_argument("--adalora-learning-rate", type=float, default=0.0, help="0: that of the others")

@@ -60,16 +60,21 @@ def ranked(args: Namespace) -> list[Any]:
 def targeted(args: Namespace) -> list[Any]:
     """Adaptive rank begins with twice its target and has its node's alpha, unless `--adaptive` says otherwise."""
     said = json.loads(args.adaptive)
+    exports: dict[str, dict[str, Any]] = {"": {}}
+    for energy in args.truncated:
+        exports[f", energy {energy:g}"] = {"train.export_truncation": "energy", "train.export_energy": energy}
     return [
         {
-            "label": f"adaptive {r}",
+            "label": f"adaptive {r}{name}",
             "set": {
                 "train.target_rank": r,
                 "train.initial_rank": said.get("initial_rank", 2 * r),
                 "train.alpha": said.get("alpha", args.alpha or 16.0),
+                **export,
             },
         }
         for r in args.targets
+        for name, export in exports.items()
     ]
 
 
@@ -80,7 +85,7 @@ def budgeted(args: Namespace) -> list[Any]:
     return [
         {
             "label": f"adalora {r}",
-            "set": {"train.rank": n, "train.alpha": float(n), "options.target_rank": r, **alphas},
+            "set": {"train.rank": n, "train.alpha": float(n), "algorithm.target_rank": r, **alphas},
         }
         for r, n in more.items()
     ]
@@ -125,7 +130,8 @@ def training(info: Mapping[str, Any], args: Namespace, kind: str, **more: Any) -
     shown = {"steps": args.steps, "learning_rate": args.learning_rate, "batch_size": args.batch, "seed": 0}
     if kind == ADAPTIVE:
         shown["target_rank"] = 0  # the sweep's
-    graph["train"] = node(info, kind, **{**wires, **shown, **more})
+    graph["options"] = node(info, "LikenessTrainingOptions", targets="attention", schedule="constant")
+    graph["train"] = node(info, kind, **{**wires, **shown, **more}, options=["options", 0])
     if args.prior:
         graph["keep"] = node(info, "LikenessPriorPreservation", mode="prior prediction", weight=args.prior, prompts="")
         graph["train"]["inputs"]["prior"] = ["keep", 0]
@@ -145,8 +151,8 @@ def adalora(info: Mapping[str, Any], args: Namespace) -> Graph | None:
         return None
     graph = training(info, args, TRAIN)
     assert graph is not None
-    graph["options"] = node(info, "LikenessAdapterOptions", algorithm="adalora")
-    graph["train"]["inputs"]["options"] = ["options", 0]
+    graph["algorithm"] = node(info, "LikenessAdapterOptions", algorithm="adalora", options=["options", 0])
+    graph["train"]["inputs"]["options"] = ["algorithm", 0]
     graph["train"]["inputs"]["learning_rate"] = args.adalora_learning_rate or args.learning_rate
     return graph
 
