@@ -55,7 +55,7 @@ class ZipLayer:
 
     Attributes:
         loras: their numbers, ascending.
-        m: (len(loras), in) the coefficients; a parameter, or ones that stay.
+        m: (len(loras), in) the coefficients: a parameter, ones that stay, or what somebody put in their place.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ZipLayer:
         self.down, self.up = _ordinary(torch.cat(downs)), _ordinary(torch.cat(ups, 1))
         scales = [torch.full((delta.rank, 1), delta.scale, dtype=dtype) for delta in there]
         self.scale = torch.cat(scales)
-        self.m = nn.Parameter(torch.ones(len(there), shape[1], dtype=dtype), requires_grad=learns)
+        self.m: Tensor = nn.Parameter(torch.ones(len(there), shape[1], dtype=dtype), requires_grad=learns)
 
     def to(self, device: torch.device) -> None:
         """Move everything."""
@@ -137,7 +137,7 @@ class ZipBranches:
 
     def parameters(self) -> list[nn.Parameter]:
         """Their coefficients, in a fixed order."""
-        return [layer.m for layer in self.learning.values()]
+        return [layer.m for layer in self.learning.values() if isinstance(layer.m, nn.Parameter)]
 
     @contextmanager
     def only(self, which: int) -> Iterator[None]:

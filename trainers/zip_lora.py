@@ -21,70 +21,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..lora.columns import Columns
-from ..lora.delta import LowRankDelta
 from . import optimizers
-from .batches import Batch, Batches, check_data
+from .batches import check_data
 from .config import TrainingConfig
-from .dataset import TrainingSet
-from .denoiser import Cond, Denoiser
+from .denoiser import Denoiser
 from .economy import economised
 from .loop import FP16_LOSS_SCALE, Callbacks, training_mode
-from .objectives import diffusion_loss
-from .randomness import generator
-from .rebinding import Rebinding
 from .schedule import rate_factor
 from .targets import PREFIX, matched_layers
 from .zip_branch import BASE, MERGED, SUM, ZipBranches, zipped
+from .zip_questions import Concept, Fit, ZipQuestions
 from .zip_state import ZipState
-
-PROBES = 4
-"""Batches of each concept on which the sum and the merge are measured, before and after; about 4% of 100 steps."""
-
-
-@dataclass(frozen=True)
-class Concept:
-    """One of the LoRAs, and what it is asked.
-
-    Attributes:
-        name: for messages and plots.
-        layers: canonical layer -> ΔW, the diffusion model's.
-        data: latents and captions in its teacher's words.
-        imagined: of the latents only the shape counts; in their place come the teacher's own first guess from pure
-            noise, new ones at each step. No picture is needed then.
-    """
-
-    name: str
-    layers: Mapping[str, LowRankDelta]
-    data: TrainingSet
-    imagined: bool = False
-
-
-@dataclass(frozen=True)
-class TwoConds:
-    """A caption's condition where the LoRAs change the text encoders: as the merged ones make it, and the teacher's."""
-
-    merged: Cond
-    teacher: Cond
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How far a model is from a LoRA alone, on batches that training did not see.
-
-    Mean squared errors of the network's prediction. base: of the model without any LoRA, which is what this LoRA does.
-    plain: of the plain sum. merged: of the merge.
-    """
-
-    base: float
-    plain: float
-    merged: float
 
 
 @dataclass(frozen=True)
@@ -186,8 +140,7 @@ class _Run:
     ) -> None:
         self.denoiser, self.concepts, self.config, self.callbacks = denoiser, concepts, config, callbacks
         self.overlap_weight, self.branches = overlap_weight, branches
-        kind = denoiser.parameterisation, getattr(denoiser, "patch_size", 2)
-        self.batches = [Batches(each.data, denoiser.sigmas, denoiser.device, config, *kind) for each in concepts]
+        self.questions = ZipQuestions(denoiser, concepts, config, branches)
         self.parameters = branches.parameters()
         self.optimizer = optimizers.build(config.optimizer, self.parameters, config.learning_rate, 0.0)
         self.step = 0
@@ -196,12 +149,11 @@ class _Run:
             self._resume(start)
         half = any(parameter.dtype == torch.float16 for parameter in denoiser.module.parameters())
         self.loss_scale = FP16_LOSS_SCALE if half else 1.0
-        self.rebinding: Rebinding | None = Rebinding()
 
     def go(self, save: Callable[[ZipState], None] | None) -> Zipped:
         """Measure, learn, measure."""
         config = self.config
-        before = self._probes((BASE, SUM))
+        before = self.questions.probes((BASE, SUM))
         first, began = self.step, time.monotonic()
         while self.step < config.steps and not self.callbacks.cancelled():
             self._advance()
@@ -211,7 +163,7 @@ class _Run:
                 save(self._state())
         seconds = time.monotonic() - began
         with optimizers.averaged(self.optimizer):
-            after = self._probes((MERGED,))
+            after = self.questions.probes((MERGED,))
             columns = self.branches.columns()
         fits = tuple(Fit(*one, *other) for one, other in zip(before, after, strict=True))
         held, count = self.branches.sizes()
@@ -225,7 +177,7 @@ class _Run:
         for part in range(config.gradient_accumulation):
             number = self.step * config.gradient_accumulation + part
             for index in range(len(self.concepts)):
-                fit = self._fit(index, number, MERGED, ("zip", number))
+                fit = self.questions.fit(index, number, MERGED, ("zip", number))
                 (fit * (self.loss_scale / config.gradient_accumulation)).backward()  # type: ignore[no-untyped-call]
                 name = f"fit_{index + 1}"
                 values[name] = values.get(name, 0.0) + fit.detach() / config.gradient_accumulation
@@ -258,54 +210,6 @@ class _Run:
             )
         self.records.append(record)
         self.callbacks.record(record)
-
-    def _fit(self, index: int, number: int, which: int, purpose: tuple[str, int]) -> Tensor:
-        """The mean squared error between a model and a concept's teacher on one batch."""
-        batch, noisy, taught = self._question(index, number, purpose)
-        return self._error(batch, self._answer(batch, noisy, which), taught)
-
-    def _question(self, index: int, number: int, purpose: tuple[str, int]) -> tuple[Batch, Tensor, Tensor]:
-        """(batch, noisy latents, the teacher's answer). All concepts draw the same noise and noise levels."""
-        denoiser, concept = self.denoiser, self.concepts[index]
-        batch = self.batches[index].draw(number, generator(self.config.seed, *purpose))
-        conds = [cond.teacher if isinstance(cond, TwoConds) else cond for cond in batch.conds]
-        with self.branches.only(index):
-            if concept.imagined:
-                chance = generator(self.config.seed, "imagined", *purpose)
-                noise = torch.randn(batch.latents.shape, generator=chance).to(denoiser.device)
-                highest = torch.full_like(batch.sigma, float(denoiser.sigmas[-1]))
-                pure = denoiser.noise_scaling(highest, noise, torch.zeros_like(batch.latents))
-                batch = replace(batch, latents=denoiser.denoise(pure, highest, conds))
-            noisy = denoiser.noise_scaling(batch.sigma, batch.noise, batch.latents)
-            return batch, noisy, denoiser.denoise(noisy, batch.sigma, conds)
-
-    def _answer(self, batch: Batch, noisy: Tensor, which: int) -> Tensor:
-        conds = [cond.merged if isinstance(cond, TwoConds) else cond for cond in batch.conds]
-        if which != MERGED or not torch.is_grad_enabled():
-            with self.branches.only(which):
-                return self.denoiser.denoise(noisy, batch.sigma, conds)
-        with self.rebinding or nullcontext():
-            predicted = self.denoiser.denoise(noisy, batch.sigma, conds)
-        if self.rebinding is not None and not self.rebinding.count:
-            self.rebinding = None
-        return predicted
-
-    def _error(self, batch: Batch, predicted: Tensor, taught: Tensor) -> Tensor:
-        kind = self.denoiser.parameterisation
-        return diffusion_loss(predicted, taught, batch.sigma, kind, mask=batch.mask, factor=batch.factor)
-
-    @torch.no_grad()
-    def _probes(self, models: Sequence[int]) -> list[tuple[float, ...]]:
-        """Of each concept the mean error of each of the models, on noise that no step draws."""
-        found = []
-        for index in range(len(self.concepts)):
-            totals = [0.0] * len(models)
-            for number in range(PROBES):
-                batch, noisy, taught = self._question(index, number, ("zip probe", number))
-                for place, which in enumerate(models):
-                    totals[place] += float(self._error(batch, self._answer(batch, noisy, which), taught)) / PROBES
-            found.append(tuple(totals))
-        return found
 
     def _state(self) -> ZipState:
         coefficients = {name: layer.m.detach().cpu().clone() for name, layer in self.branches.learning.items()}

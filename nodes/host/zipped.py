@@ -27,8 +27,9 @@ from ...merging.columns import columns_table, merge_columns
 from ...trainers.config import TrainingConfig
 from ...trainers.dataset import Example, PictureSet, TrainingSet
 from ...trainers.loop import Callbacks
-from ...trainers.zip_lora import Concept, TwoConds, Zipped, zip_loras
+from ...trainers.zip_lora import Zipped, zip_loras
 from ...trainers.zip_plot import zip_curves
+from ...trainers.zip_questions import Concept, TwoConds
 from ...trainers.zip_state import FILE, ZipState, load_state, save_state
 from ..merge_sources import merge_sources
 from ..types import GENERATED, Prior
@@ -255,13 +256,13 @@ def _concepts(
             data = encode(patcher, own_clip, texts, vae, each.pictures, config.seed)
         else:
             with_it = with_lora(model, None, {**source.tensors})[0] if drawing.mode == DRAWN else None
-            data = _from_prompts(patcher, with_it, vae, texts, each.prompts, config, drawing, number, reporter)
+            data = from_prompts(patcher, with_it, vae, texts, each.prompts, config, drawing, number, reporter)
         imagined = each.pictures is None and drawing.mode == NOISE
         concepts.append(Concept(source.name, layers[number], data, imagined))
     return concepts
 
 
-def _from_prompts(
+def from_prompts(
     patcher: comfy.model_patcher.ModelPatcher,
     teacher: comfy.model_patcher.ModelPatcher | None,
     vae: Any,

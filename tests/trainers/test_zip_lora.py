@@ -20,7 +20,8 @@ from likeness.trainers.config import TrainingConfig
 from likeness.trainers.dataset import Example, TrainingSet
 from likeness.trainers.loop import Callbacks
 from likeness.trainers.zip_branch import BASE, MERGED, SUM, zipped
-from likeness.trainers.zip_lora import Concept, Zipped, zip_loras
+from likeness.trainers.zip_lora import Zipped, zip_loras
+from likeness.trainers.zip_questions import Concept
 from likeness.trainers.zip_state import load_state, save_state
 
 LINEARS = [f"diffusion_model.transformer_blocks.{n}.attn1.{k}" for n in (0, 1) for k in ("to_q", "to_k")]
@@ -169,7 +170,7 @@ def toy_concepts(deltas: Sequence[LowRankDelta], pictures: Sequence[Tensor]) -> 
     ]
 
 
-def optimum(steps: int = 600, rate: float = 0.05, **more: Any) -> TrainingConfig:
+def optimum(steps: int = 300, rate: float = 0.1, **more: Any) -> TrainingConfig:
     return TrainingConfig(steps=steps, learning_rate=rate, schedule="cosine", max_grad_norm=0.0, **more)
 
 
@@ -213,7 +214,7 @@ def test_disjoint_columns_stay_and_the_idle_ones_go() -> None:
         picture = torch.zeros(6, 4, 4)
         picture[columns] = torch.randn(3, 4, 4, generator=chance)
         pictures.append(picture)
-    found = zip_loras(LinearDenoiser(6), toy_concepts(deltas, pictures), optimum(300), 1e-3)
+    found = zip_loras(LinearDenoiser(6), toy_concepts(deltas, pictures), optimum(200), 1e-3)
     m = found.columns["diffusion_model.attn1"].values
     for own, other, columns in ((0, 1, slice(0, 3)), (1, 0, slice(3, 6))):
         torch.testing.assert_close(m[own, columns], torch.ones(3), atol=0.02, rtol=0)
