@@ -71,8 +71,9 @@ class LayerStack:
         Of two pairs it is Σ (upᵢᵀupⱼ) ∘ (downᵢdownⱼᵀ): neither ΔW is made.
         """
         out = torch.zeros(len(self.parts), len(self.parts), dtype=torch.float64)
-        for i, one in enumerate(self.parts):
-            for j, other in enumerate(self.parts[: i + 1]):
+        parts = [_double(part) for part in self.parts]  # once, and not once a pair
+        for i, one in enumerate(parts):
+            for j, other in enumerate(parts[: i + 1]):
                 if one is not None and other is not None:
                     out[i, j] = out[j, i] = _inner(one, other)
         return out
@@ -130,6 +131,13 @@ def _norm(part: Part) -> float:
     return (
         float(part.to(torch.float64).norm()) if isinstance(part, Tensor) else pair_norm(part.up, part.down, part.scale)
     )
+
+
+def _double(part: Part | None) -> Part | None:
+    """A pair in float64; what is whole as it is, for it is large."""
+    if not isinstance(part, LowRankDelta):
+        return part
+    return LowRankDelta(part.up.to(torch.float64), part.down.to(torch.float64), part.scale, "linear")
 
 
 def _inner(one: Part, other: Part) -> float:

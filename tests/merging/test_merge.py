@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from likeness.merging.layer_weights import parse_layer_weights, weights_in
 from likeness.merging.merge import merge_loras
 from likeness.merging.methods import METHODS
 from likeness.merging.options import MergeOptions, OutputRank
+from likeness.merging.stack import LayerStack
 from likeness.merging.ties import ties
 
 Q = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
@@ -359,6 +361,41 @@ def test_layers_are_asked_for_one_at_a_time() -> None:
         runs = 1 + sum(a != b for a, b in pairwise(one.asked))
         assert runs == 4  # to check and to merge, and each goes through both layers once
     assert near(out, K, sum(dense(dict(one), K) for one in sources))
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].stacked])
+def test_differences_are_made_one_at_a_time(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a method holds all ΔW of a layer at once, of which a hundred are gigabytes."""
+    alive: list[weakref.ref] = []
+    most = 0
+    made = LayerStack.delta
+
+    def watched(self: LayerStack, index: int) -> torch.Tensor:
+        nonlocal most
+        out = made(self, index)
+        alive.append(weakref.ref(out))
+        most = max(most, sum(one() is not None for one in alive))
+        return out
+
+    monkeypatch.setattr(LayerStack, "delta", watched)
+    sources = [(pair(Q, (12, 17), 3, None, i), 1.0) for i in range(9)]
+    merged(sources, method=method, density=0.5, measure=False)
+    assert len(alive) >= 9 and most <= 2
+
+
+def test_few_values_of_a_large_layer() -> None:
+    """Fails if the figures of a layer cut by iteration are not those of the factors that came out: against numpy on
+    ΔW, made of factors (many) and whole (TIES)."""
+    sources = [(pair(Q, (300, 270), 9, None, i), 1.0) for i in range(4)]
+    for method in ("linear", "ties"):
+        out, (layer,) = merged(sources, method=method, output=OutputRank("number", rank=6), measure=False)
+        whole = sum(dense(t, Q) for t, _ in sources)
+        if method == "ties":
+            whole = ties((torch.from_numpy(dense(t, Q)).float() for t, _ in sources), 0.5).double().numpy()
+        lost, norm = np.linalg.norm(whole - dense(out, Q)), np.linalg.norm(whole)
+        best = np.linalg.norm(np.linalg.svd(whole, compute_uv=False)[6:])
+        assert layer.rank == 6 and layer.norm == pytest.approx(norm, rel=1e-5)
+        assert layer.error == pytest.approx(lost / norm, rel=1e-4) and lost <= 1.002 * best
 
 
 def test_metadata() -> None:
