@@ -216,8 +216,8 @@ def from_tensors(tensors: Mapping[str, Tensor], name: str, normalised: bool, abo
         for layer, (weight, bias) in layers:
             if not bool(weight.isfinite().all() and bias.isfinite().all()):
                 raise ValueError(f"{name} holds NaN or infinity: it is damaged")
-            layer.weight.copy_(weight)  # type: ignore[operator, union-attr]
-            layer.bias.copy_(bias)  # type: ignore[operator, union-attr]
+            layer.weight.copy_(weight)  # type: ignore[operator]
+            layer.bias.copy_(bias)  # type: ignore[operator]
     return network
 
 
