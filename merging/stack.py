@@ -54,16 +54,18 @@ class LayerStack:
         """Whether the concatenated factors are of a rank below that of a full matrix, so that ΔW need not be made."""
         return len(self.shape) == 2 and self.rank_sum is not None and self.rank_sum < min(self.shape)
 
-    def delta(self, index: int) -> Tensor:
-        """ΔW of one LoRA without its weight, float32, shaped as ``shape``."""
+    def delta(self, index: int, times: float = 1.0) -> Tensor:
+        """ΔW of one LoRA, without its weight but `times` as large, float32, shaped as ``shape``."""
         part = self.parts[index]
         if part is None:
             return torch.zeros(self.shape)
-        return part.dense() if isinstance(part, LowRankDelta) else part
+        if isinstance(part, Tensor):
+            return part if times == 1 else part * times
+        return (part.up.to(torch.float32) * (part.scale * times)) @ part.down.to(torch.float32)
 
     def weighted(self) -> Iterator[Tensor]:
         """The wᵢΔWᵢ of those used, in the order of ``used``, float32; each is made when it is asked for."""
-        return (self.delta(i) * self.weights[i] for i in self.used)
+        return (self.delta(i, self.weights[i]) for i in self.used)
 
     def gram(self) -> Tensor:
         """(n, n) ⟨ΔWᵢ, ΔWⱼ⟩ of all LoRAs without weights, float64; 0 where a LoRA leaves the layer alone.

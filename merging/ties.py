@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .trim import trim
+from .trim import pieces, trim
 
 MAJORITIES = ("total", "frequency")
 
@@ -22,12 +22,14 @@ class Votes:
         """deltas: at least one, of one shape."""
         for number, delta in enumerate(deltas):
             if number == 0:
-                self.plus, self.minus = torch.zeros_like(delta), torch.zeros_like(delta)
+                self.plus, self.minus = (torch.zeros(delta.shape, dtype=delta.dtype) for _ in range(2))
                 self.above, self.below = (torch.zeros(delta.shape, dtype=torch.int32) for _ in range(2))
-            self.plus += delta.clamp_min(0)
-            self.minus += delta.clamp_max(0)
-            self.above += delta > 0
-            self.below += delta < 0
+            sums = self.plus, self.minus, self.above, self.below
+            for piece, plus, minus, above, below in pieces(delta.contiguous(), *sums):
+                plus += piece.clamp_min(0)
+                minus += piece.clamp_max(0)
+                above += piece > 0
+                below += piece < 0
 
 
 def elect_sign(votes: Votes, majority: str = "total") -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
+
+_PIECE = 1 << 18  # numbers
 
 
 def check_share(name: str, value: float) -> None:
@@ -26,21 +28,32 @@ def trim(delta: Tensor, density: float) -> Tensor:
     count = int(density * delta.numel())
     if count == 0:
         return torch.zeros_like(delta)
-    magnitudes = delta.abs().flatten()
-    least = _kth_largest(magnitudes, count)
-    kept = magnitudes >= least
-    if (over := int(kept.count_nonzero()) - count) > 0:
-        kept[(magnitudes == least).nonzero().flatten()[-over:]] = False
-    return delta * kept.reshape(delta.shape)
+    flat = delta.reshape(-1)
+    out, least, over = torch.empty_like(flat), _kth_largest(flat, count), -count
+    for piece, new in pieces(flat, out):
+        kept = piece.abs() >= least
+        over += int(kept.count_nonzero())
+        torch.mul(piece, kept, out=new)
+    if over > 0:
+        out[(flat.abs() == least).nonzero().flatten()[-over:]] = 0
+    return out.reshape(delta.shape)
 
 
-def _kth_largest(magnitudes: Tensor, k: int) -> Tensor:
-    """Of (n,) numbers ≥ 0 the k-th largest. Ten times as fast as topk: see ``magnitude_at`` for what bits tell."""
-    if magnitudes.dtype != torch.float32:
-        return magnitudes.topk(k).values[-1]
-    bits = magnitudes.view(torch.int32) >> 16
-    high, above = _from_the_top(torch.bincount(bits, minlength=1 << 15), k)
-    near = magnitudes[bits == high]
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same entries of each, few at a time: what is made of them stays in the processor's cache, and does not ask
+    the system for new pages, which takes longer than the arithmetic. (n,) or contiguous, so that they are views."""
+    return zip(*(tensor.view(-1).split(_PIECE) for tensor in tensors), strict=True)
+
+
+def _kth_largest(flat: Tensor, k: int) -> Tensor:
+    """The k-th largest magnitude of (n,) numbers, ten times as fast as topk; ``magnitude_at`` says what bits tell."""
+    if flat.dtype != torch.float32:
+        return flat.abs().topk(k).values[-1]
+    counts = torch.zeros(1 << 15, dtype=torch.int64)
+    for (piece,) in pieces(flat):
+        counts += torch.bincount(piece.abs().view(torch.int32) >> 16, minlength=1 << 15)
+    high, above = _from_the_top(counts, k)
+    near = torch.cat([m[(m.view(torch.int32) >> 16) == high] for (piece,) in pieces(flat) for m in (piece.abs(),)])
     return near.kthvalue(len(near) - (k - above) + 1).values
 
 
