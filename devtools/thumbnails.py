@@ -112,6 +112,7 @@ def cards() -> dict[str, Image.Image]:
         "compare_ranks": card(doughnut, "yours", "rank 4,\nrank 32,\nor learnt"),
         "merge_subject_style": card([shown("bat", "noto"), shown("bear", "noto-v1")], "two LoRAs", "one,\nwith\nboth"),
         "ziplora": card([shown("bat", "noto"), shown("bear", "noto-v1")], "two LoRAs", "neither\nspoils\nthe other"),
+        "lorarar": card([shown("bat", "noto"), shown("bear", "noto-v1")], "any two", "one,\nin a\nmoment"),
         "train_subject_and_style": card([shown("bat", "noto"), shown("bear", "noto-v1")], "both", "taught\nat once"),
         "merge_report": card([shown("bat", "noto"), shown("bear", "noto-v1")], "two LoRAs", "who\nrules\nwhere"),
     }

@@ -23,13 +23,15 @@ class Votes:
         for number, delta in enumerate(deltas):
             if number == 0:
                 self.plus, self.minus = (torch.zeros(delta.shape, dtype=delta.dtype) for _ in range(2))
-                self.above, self.below = (torch.zeros(delta.shape, dtype=torch.int32) for _ in range(2))
+                self.above, self.below = (torch.zeros(delta.shape, dtype=torch.int8) for _ in range(2))
+            if number == torch.iinfo(torch.int8).max:  # until here a byte holds them, and is added four times as fast
+                self.above, self.below = self.above.int(), self.below.int()
             sums = self.plus, self.minus, self.above, self.below
             for piece, plus, minus, above, below in pieces(delta.contiguous(), *sums):
                 plus += piece.clamp_min(0)
                 minus += piece.clamp_max(0)
-                above += piece > 0
-                below += piece < 0
+                above += (piece > 0).view(torch.int8)
+                below += (piece < 0).view(torch.int8)
 
 
 def elect_sign(votes: Votes, majority: str = "total") -> Tensor:
@@ -42,8 +44,11 @@ def elect_sign(votes: Votes, majority: str = "total") -> Tensor:
     """
     if majority not in MAJORITIES:
         raise ValueError(f"unknown majority {majority!r}; expected one of {', '.join(MAJORITIES)}")
-    balance = votes.plus + votes.minus if majority == "total" else votes.above - votes.below
-    return (balance >= 0).to(votes.plus.dtype) * 2 - 1
+    out = torch.empty_like(votes.plus)
+    one, other = (votes.plus, votes.minus) if majority == "total" else (votes.above, votes.below)
+    for new, plus, minus in pieces(out, one, other):
+        new.copy_(plus + minus >= 0 if majority == "total" else plus >= minus).mul_(2).sub_(1)
+    return out
 
 
 def disjoint_mean(votes: Votes, sign: Tensor) -> Tensor:
@@ -51,9 +56,13 @@ def disjoint_mean(votes: Votes, sign: Tensor) -> Tensor:
 
     sign: (…). An entry of 0 is of neither sign, and is not counted.
     """
-    above = sign > 0
-    below = ~above  # products with 0 and 1: torch.where is ten times as slow
-    return (votes.plus * above + votes.minus * below) / (votes.above * above + votes.below * below).clamp_min(1)
+    out = torch.empty_like(votes.plus)
+    every = out, sign.contiguous(), votes.plus, votes.minus, votes.above, votes.below
+    for new, elected, plus, minus, above, below in pieces(*every):
+        up = elected > 0
+        down = ~up  # products with 0 and 1: torch.where is ten times as slow
+        torch.add(plus * up, minus * down, out=new).div_((above * up + below * down).clamp_min_(1))
+    return out
 
 
 def ties(deltas: Iterable[Tensor], density: float, majority: str = "total") -> Tensor:

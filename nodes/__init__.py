@@ -25,6 +25,7 @@ from .samples import LikenessSamplePrompts
 from .text_encoder_options import LikenessTextEncoderOptions
 from .train import LikenessTrainLoRA
 from .train_adaptive import LikenessTrainAdaptiveLoRA
+from .train_lora_rar import LikenessTrainLoRARar
 from .zip_lora import LikenessZipLoRA
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -51,6 +52,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessRouteLoRAs,
     LikenessZipLoRA,
     LikenessLoRARar,
+    LikenessTrainLoRARar,
 )
 
 

@@ -14,7 +14,7 @@ from .types import Dataset, LoraModel, TrainingOptions
 
 MOST = 4
 NAMES = ("subject", "style", *(f"lora_{number}" for number in range(3, MOST + 1)))
-_NOT_OURS = (
+NOT_OURS = (
     "layer_rules",
     "text_encoder_learning_rate",
     "ema_decay",
@@ -202,7 +202,7 @@ class LikenessZipLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         """Learn."""
         shown = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "targets": layers}
-        chosen = {name: value for name, value in (options or {}).items() if name not in _NOT_OURS}
+        chosen = {name: value for name, value in (options or {}).items() if name not in NOT_OURS}
         run = host.learn_zip(
             model,
             clip,
