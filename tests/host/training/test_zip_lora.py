@@ -181,3 +181,23 @@ def test_refusals(loaded: tuple[Any, ...], loras: Any) -> None:
         learn(loaded, [one, replace(other, prompts=())])
     with pytest.raises(ValueError, match="expected two or more"):
         learn(loaded, [one])
+
+
+def test_sockets_belong_together(comfy: SimpleNamespace) -> None:
+    """Each LoRA goes with its own prompt and dataset, in the sockets' order; empty sockets and lines are left out."""
+    from likeness.nodes.zip_lora import asked_of
+
+    wired = {
+        "style_lora": {"b": 1},
+        "subject_lora": {"a": 1},
+        "lora_4": {"d": 1},
+        "prompt_4": " x \n\ny",
+        "lora_3": None,
+    }
+    wired |= {"subject_prompt": "one", "style_prompt": "two", "style_dataset": "pictures", "dataset_3": "others"}
+    found = [(each.socket, *each.lora, each.prompts, each.pictures) for each in asked_of(wired)]
+    assert found == [
+        ("subject", "a", ("one",), None),
+        ("style", "b", ("two",), "pictures"),
+        ("lora_4", "d", ("x", "y"), None),
+    ]
