@@ -304,6 +304,14 @@ def test_knots_against_numpys_svd(shape: tuple[int, int]) -> None:
     assert np.allclose((up @ down).numpy(), sum(deltas), atol=1e-4)
 
 
+def test_more_loras_than_a_byte_counts() -> None:
+    """Fails if the numbers of LoRAs on either side of 0 wrap round above 127: 200 of +1 against 100 of −4."""
+    deltas = [torch.tensor([1.0 if i % 3 else -4.0]) for i in range(300)]
+    votes = Votes(deltas)
+    assert (votes.above.tolist(), votes.below.tolist()) == ([200], [100])
+    assert ties(deltas, 1.0, "frequency").tolist() == [1.0] and ties(deltas, 1.0).tolist() == [-4.0]
+
+
 def test_trim_by_hand_and_refusals() -> None:
     """Fails if the smallest stay, or a density of 0 or 20 (per cent) is taken."""
     assert trim(torch.tensor([[3.0, -1.0], [-4.0, 2.0]]), 0.5).tolist() == [[3, 0], [-4, 0]]
