@@ -1,4 +1,4 @@
-"""ZipLoRA's memory beside the dense code's, at SDXL's width.
+"""ZipLoRA's memory beside the dense code's, and LoRA.rar's time beside ZipLoRA's, at SDXL's width.
 
     .venv/bin/python benchmarks/zip_lora.py            # rank 64, all 70 transformer blocks of SDXL; about 3 GB
     .venv/bin/python benchmarks/zip_lora.py --quick    # every tenth block, scaled up; seconds
@@ -9,6 +9,9 @@ LoRAs of them, and one step forth and back. Counted apart, in bytes that torch h
 - factors: the two LoRAs themselves, which any method holds;
 - extra: coefficients, their gradients, AdamW's moments, and the most that a layer needs for a moment;
 - dense: what the dense code keeps beside the model, the ΔW of both LoRAs in half precision.
+
+LoRA.rar's coefficients of the same pair (query and output projections) are timed against 100 such steps. A real step
+goes through the whole model, with more tokens.
 
 Ends with a line a goal, `name figure target ok|short`.
 """
@@ -28,10 +31,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 base_model.open_pack()
 
 from likeness.lora.delta import LowRankDelta  # noqa: E402, the pack is open now
+from likeness.merging.lora_rar import HyperNetwork  # noqa: E402
 from likeness.trainers import optimizers  # noqa: E402
 from likeness.trainers.zip_branch import zipped  # noqa: E402
 
-GOAL = 0.05
+GOAL, TIME_GOAL, STEPS = 0.05, 0.01, 100
 TEXT, TOKENS = 2048, 256
 MIB = 2.0**20
 
@@ -113,9 +117,17 @@ def main() -> int:
         optimizer.step()
         states = sum(v.nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
         kept = sum(each.nbytes + each.grad.nbytes for each in parameters if each.grad is not None) + states
+    step = time.perf_counter() - began
+    network = HyperNetwork((640, 1280)).begin(0)
+    began = time.perf_counter()
+    with torch.no_grad():
+        for name in names:
+            if name.endswith(("to_q", "to_out")):
+                network.coefficients(loras[0][name], loras[1][name])
+    predicted = time.perf_counter() - began
     extra = kept * scale + peak.largest
     dense = 2 * 2 * numbers
-    print(f"{len(names)} projections, rank {args.rank}, a step of {time.perf_counter() - began:.1f} s on the CPU")
+    print(f"{len(names)} projections, rank {args.rank}, a step of {step * scale:.1f} s on the CPU")
     print(f"coefficients {count * scale / 1e6:.2f} M")
     print(f"factors of both LoRAs {factors * scale / MIB:8.1f} MiB")
     print(f"kept beside them      {kept * scale / MIB:8.1f} MiB (coefficients, gradients, AdamW)")
@@ -123,6 +135,9 @@ def main() -> int:
     print(f"dense code            {dense / MIB:8.1f} MiB (ΔW of both in half precision)")
     share_of = extra / dense
     print(Finding("ziplora-extra-memory", share_of, f"<={GOAL}", share_of <= GOAL).line())
+    share_of = predicted / (STEPS * step)
+    print(f"LoRA.rar's coefficients {predicted * scale:.3f} s, {STEPS} steps of ZipLoRA {STEPS * step * scale:.1f} s")
+    print(Finding("lorarar-time-of-ziplora", share_of, f"<={TIME_GOAL}", share_of <= TIME_GOAL).line())
     return 0
 
 
