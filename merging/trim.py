@@ -42,7 +42,7 @@ def trim(delta: Tensor, density: float) -> Tensor:
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same entries of each, few at a time: what is made of them stays in the processor's cache, and does not ask
     the system for new pages, which takes longer than the arithmetic. (n,) or contiguous, so that they are views."""
-    return zip(*(tensor.view(-1).split(_PIECE) for tensor in tensors), strict=True)
+    return zip(*(torch.split(tensor.view(-1), _PIECE) for tensor in tensors), strict=True)
 
 
 def _kth_largest(flat: Tensor, k: int) -> Tensor:
