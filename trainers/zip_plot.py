@@ -40,7 +40,7 @@ def zip_curves(found: Zipped, names: Sequence[str], width: int = 1024, height: i
     for number, (name, values) in enumerate(normalised_terms(found, names)):
         colour = "#555555" if name == "overlap" else _COLOURS[number % len(_COLOURS)]
         steps = np.arange(1, len(values) + 1)
-        window = max(1, min(20, len(values) // 5))
+        window = 1 if name == "overlap" else max(1, min(20, len(values) // 5))  # only the fits are noisy
         axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.35)
         axes.plot(steps, smoothed(values, window), color=colour, linewidth=2, label=name)
         highest = max(highest, float(np.quantile(values, 0.95)))
@@ -55,7 +55,7 @@ def zip_curves(found: Zipped, names: Sequence[str], width: int = 1024, height: i
         values = [(fit.plain if shift < 0 else fit.merged) / max(fit.base, 1e-30) for fit in found.fits]
         drawn = bars.bar(at + shift, values, 0.4, color=colour, label=label)
         bars.bar_label(drawn, [f"{value:.2f}" for value in values], fontsize=9)
-    bars.set_xticks(at, names)
+    bars.set_xticks(at, [name if len(name) <= 22 else f"{name[:21]}…" for name in names], fontsize=9)
     bars.set_title("distance to each LoRA alone, on new noise", fontsize=10)
     bars.margins(y=0.15)
     bars.legend(fontsize=9, framealpha=0.8, edgecolor="none")
