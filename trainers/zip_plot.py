@@ -43,7 +43,7 @@ def zip_curves(found: Zipped, names: Sequence[str], width: int = 1024, height: i
         window = 1 if name == "overlap" else max(1, min(20, len(values) // 5))  # only the fits are noisy
         axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.35)
         axes.plot(steps, smoothed(values, window), color=colour, linewidth=2, label=name)
-        highest = max(highest, float(np.quantile(values, 0.95)))
+        highest = max(highest, float(np.quantile(values, 0.95))) if values else highest
     axes.set_ylim(0, 1.1 * highest)
     axes.set_title("fits as shares of what each LoRA does; overlap as a share of its first", fontsize=10)
     axes.set_xlabel("step")
