@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 SNAPSHOT = Path(__file__).with_name("schemas.json")
-LISTED_BY_THE_HOST = {"sampler_name", "scheduler", "lora_name"}
+LISTED_BY_THE_HOST = {"sampler_name", "scheduler", "lora_name", "hypernetwork"}
 
 
 @pytest.fixture(scope="module")
