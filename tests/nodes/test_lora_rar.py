@@ -44,7 +44,7 @@ def network() -> HyperNetwork:
 def folder(comfy: SimpleNamespace, network: HyperNetwork) -> Iterator[Path]:
     """models/hypernetworks with one file."""
     path = comfy.base / "models" / "hypernetworks"
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
     save_network(path / "tiny.safetensors", network)
     comfy.folder_paths.add_model_folder_path("hypernetworks", str(path), is_default=True)
     yield path

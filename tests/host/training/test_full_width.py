@@ -53,7 +53,8 @@ def test_it_trains_and_its_kohya_file_loads_whole(
     client: Client, training: Callable, picture_of: Callable, full_width: str, server: Server, base: Path
 ) -> None:
     """Fails if a real model's layers are not all named as the host's LoraLoader names them, or none is trained."""
-    graph = training(checkpoint=full_width, steps=2, batch_size=1, rank=4, run_name="full-width")
+    attention = {"targets": "attention"}
+    graph = training(checkpoint=full_width, steps=2, batch_size=1, rank=4, run_name="full-width", options=attention)
     inputs = {"lora": ["train", 1], "filename": "likeness/full-width", "naming": "kohya", "dtype": "fp16"}
     graph["save"] = {"class_type": "LikenessSaveLoRA", "inputs": inputs}
     client.run(graph)
