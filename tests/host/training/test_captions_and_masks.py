@@ -124,7 +124,7 @@ def test_loss_options_go_before_what_they_follow(client: Client, training: Graph
 
 
 def test_what_is_not_chosen_is_chosen_by_the_model(client: Client, training: Graphs, base: Path) -> None:
-    """Rate 0 is written down as 2e-3, the highest, for so short a run; a prompt without a weighting is trained as before there was one.
+    """Rate 0 is written down: 2e-3, the highest, for so short a run. A prompt without a weighting has none, as before.
 
     Fails if old prompts changed, if options did not override the node, or if a run began at rate 0.
     """
