@@ -1,4 +1,8 @@
-"""Runs the test tiers one after the other; tells what each took, and ends with all counts in one line."""
+"""Runs the test tiers; tells what each took, and ends with all counts in one line.
+
+One after the other, but for quality, the longest: small models gain little from a second thread, so where there are two
+cores it runs beside the others, and its output is shown when they are through.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,11 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from . import browser, install, lint
@@ -17,6 +23,7 @@ from .paths import ROOT, venv_python
 TIERS = ("lint", "unit", "host", "browser", "quality")
 CLOSING = re.compile(r"(\d+ (failed|passed|skipped|deselected|errors?)|no tests ran).* in [\d.]+s")
 ELSEWHERE = {"unit": ("host", "nodes", "browser", "quality"), "host": ("browser", "quality")}  # not even collected
+ASIDE = "quality"
 NO_TESTS = 5  # pytest's exit code
 COUNTS = re.compile(r"(\d+) (failed|passed|skipped|deselected|xfailed|xpassed|warnings?|errors?)")
 
@@ -27,6 +34,28 @@ class Outcome:
     ok: bool
     seconds: float
     closing: str
+
+
+class Output:
+    """Where a tier writes: to the terminal, or, while it is held back, into memory."""
+
+    def __init__(self, held: bool = False) -> None:
+        self._lock = threading.Lock()
+        self._held: bytes | None = b"" if held else None
+
+    def write(self, chunk: bytes) -> None:
+        with self._lock:
+            if self._held is None:
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.flush()
+            else:
+                self._held += chunk
+
+    def show(self) -> None:
+        """Write what was held back, and hold nothing back from now on."""
+        with self._lock:
+            held, self._held = self._held, None
+        self.write(held or b"")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,11 +78,33 @@ def main(arguments: Sequence[str]) -> int:
     setup = Outcome("setup", True, time.monotonic() - start, "")
     paths = [argument for argument in extra if (ROOT / argument.split("::")[0]).exists()]
     if paths and not chosen:
-        return summary([setup, pytest_tier("chosen", extra)])
-    return summary([setup, *(run_tier(tier, extra) for tier in chosen or TIERS)])
+        outcomes = [pytest_tier("chosen", extra)]
+    elif ASIDE in (tiers := chosen or list(TIERS)) and len(tiers) > 1 and cores() > 1:
+        outcomes = side_by_side(tiers, extra)
+    else:
+        outcomes = [run_tier(tier, extra) for tier in tiers]
+    return summary([setup, *outcomes], time.monotonic() - start)
 
 
-def run_tier(tier: str, extra: Sequence[str]) -> Outcome:
+def side_by_side(tiers: Sequence[str], extra: Sequence[str]) -> list[Outcome]:
+    """Quality on half of the cores, the others one after the other on the other half."""
+    half, output = max(1, cores() // 2), Output(held=True)
+    with ThreadPoolExecutor(1) as pool:
+        install.say(f"tier: {ASIDE}, beside the others; its output comes after theirs")
+        aside = pool.submit(pytest_tier, ASIDE, ["-m", ASIDE, *extra], bool(extra), half, output)
+        outcomes = [run_tier(tier, extra, half) for tier in tiers if tier != ASIDE]
+        install.say(f"tier: {ASIDE}")
+        output.show()
+        return [*outcomes, aside.result()]
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_tier(tier: str, extra: Sequence[str], threads: int = 0) -> Outcome:
+    """One tier, with the output shown; `threads` 0: as many as the libraries choose."""
     install.say(f"tier: {tier}")
     if tier == "lint":
         start = time.monotonic()
@@ -64,22 +115,26 @@ def run_tier(tier: str, extra: Sequence[str]) -> Outcome:
         print(f"\n{'!' * 100}\n!! the browser tier is {reason}\n{'!' * 100}\n", flush=True)
         return Outcome(tier, True, 0.0, reason)
     ignored = [f"--ignore=tests/{folder}" for folder in ELSEWHERE.get(tier, ())]
-    return pytest_tier(tier, ["-m", tier, *ignored, *extra], may_be_empty=bool(extra))
+    return pytest_tier(tier, ["-m", tier, *ignored, *extra], bool(extra), threads)
 
 
-def pytest_tier(tier: str, arguments: Sequence[str], may_be_empty: bool = False) -> Outcome:
+def pytest_tier(
+    tier: str, arguments: Sequence[str], may_be_empty: bool = False, threads: int = 0, output: Output | None = None
+) -> Outcome:
     """Run pytest with its output shown, and keep its closing line. An empty tier fails, unless a choice made it so."""
+    output = output or Output()
     program = venv_python().with_name("pytest.exe" if sys.platform == "win32" else "pytest")
     command = [str(program), "-q", *arguments]  # not -m pytest: that puts the root into sys.path, and `nodes` is ours
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if threads:
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     start, text = time.monotonic(), b""
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         assert process.stdout is not None
         while chunk := os.read(process.stdout.fileno(), 65536):
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.flush()
+            output.write(chunk)
             text += chunk
         try:
             process.wait(60)
@@ -91,8 +146,8 @@ def pytest_tier(tier: str, arguments: Sequence[str], may_be_empty: bool = False)
     return Outcome(tier, ok, time.monotonic() - start, closing)
 
 
-def summary(outcomes: Sequence[Outcome]) -> int:
-    """Print a line a tier, then the sum of pytest's closing lines as pytest writes it."""
+def summary(outcomes: Sequence[Outcome], seconds: float) -> int:
+    """Print a line a tier, then the sum of pytest's closing lines as pytest writes it; `seconds` are of the whole."""
     print()
     counts: Counter[str] = Counter()
     for outcome in outcomes:
@@ -101,7 +156,6 @@ def summary(outcomes: Sequence[Outcome]) -> int:
         for number, what in COUNTS.findall(outcome.closing):
             counts[what.rstrip("s") if what != "passed" else what] += int(number)
     total = ", ".join(f"{counts[what]} {what}" for what in ("failed", "error", "passed", "skipped") if counts[what])
-    seconds = sum(outcome.seconds for outcome in outcomes)
     failed = [outcome.tier for outcome in outcomes if not outcome.ok]
     if failed:
         print(f"failed: {', '.join(failed)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from PIL import Image
 
@@ -85,8 +87,29 @@ def test_the_last_line_sums_what_the_tiers_said(capsys):
         tiers.Outcome("unit", True, 2.5, "100 passed, 1 skipped in 2.50s"),
         tiers.Outcome("host", False, 10.0, "1 failed, 20 passed, 2 errors in 10.00s"),
     ]
-    assert tiers.summary(outcomes) == 1
+    assert tiers.summary(outcomes, 13.5) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "===== 1 failed, 2 error, 120 passed, 1 skipped in 13.50s ====="
     assert lines[-2] == "failed: host"
-    assert tiers.summary(outcomes[:2]) == 0
+    assert tiers.summary(outcomes[:2], 3.5) == 0
+
+
+def test_what_runs_aside_is_shown_when_the_others_are_through(capfd, monkeypatch):
+    """Fails if quality's lines come between those of others, are lost, or come twice; or if a tier is left out."""
+    others_done = threading.Event()
+
+    def pytest_tier(tier, arguments, may_be_empty=False, threads=0, output=None):
+        output = output or tiers.Output()
+        output.write(f"{tier} begins\n".encode())
+        if tier == "quality":
+            assert others_done.wait(10)
+        output.write(f"{tier} ends\n".encode())
+        if tier == "host":
+            others_done.set()
+        return tiers.Outcome(tier, True, 1.0, "1 passed in 1.00s")
+
+    monkeypatch.setattr(tiers, "pytest_tier", pytest_tier)
+    outcomes = tiers.side_by_side(["unit", "host", "quality"], [])
+    assert [outcome.tier for outcome in outcomes] == ["unit", "host", "quality"]
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.endswith((" begins", " ends"))]
+    assert lines == [f"{tier} {what}" for tier in ("unit", "host", "quality") for what in ("begins", "ends")]
