@@ -8,7 +8,6 @@ was learnt holds for LoRAs that were never seen.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -19,15 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..lora.delta import LowRankDelta
-from . import optimizers
 from .batches import check_data
+from .column_run import ColumnRun
 from .config import TrainingConfig
 from .dataset import TrainingSet
 from .denoiser import Denoiser
 from .economy import economised
-from .loop import FP16_LOSS_SCALE, Callbacks, training_mode
+from .loop import Callbacks, training_mode
 from .randomness import generator
-from .schedule import rate_factor
 from .targets import PREFIX
 from .zip_branch import BASE, MERGED, SUM, zipped
 from .zip_questions import Concept, Fit, ZipQuestions
@@ -135,7 +133,7 @@ def train_rar(
         )
 
 
-class _Run:
+class _Run(ColumnRun):
     """One call of :func:`train_rar`."""
 
     def __init__(
@@ -149,38 +147,20 @@ class _Run:
         callbacks: Callbacks,
         start: ZipState | None,
     ) -> None:
-        self.denoiser, self.network, self.asked, self.library = denoiser, network, asked, library
-        self.config, self.cosine_weight, self.callbacks = config, cosine_weight, callbacks
         network.to(denoiser.device)
         if start is not None:
             mine = {name: tuple(each.shape) for name, each in network.state_dict().items()}
             if mine != {name: tuple(each.shape) for name, each in start.coefficients.items()}:
                 raise ValueError("The run to resume from is of a hypernetwork of other layers. Start anew.")
-            if start.step > config.steps:
-                raise ValueError(f"The run to resume from has {start.step} steps already; set steps to that or above.")
             network.load_state_dict(start.coefficients)
-        self.parameters = list(network.parameters())
-        self.optimizer = optimizers.build(config.optimizer, self.parameters, config.learning_rate, 0.0)
-        self.step = 0
-        self.records: list[Mapping[str, float]] = []
+        super().__init__(denoiser, config, callbacks, list(network.parameters()))
+        self.network, self.asked, self.library, self.cosine_weight = network, asked, library, cosine_weight
         if start is not None:
-            optimizers.load_state_tensors(self.optimizer, start.optimizer)
-            self.step, self.records = start.step, list(start.records)
-            for record in self.records:
-                callbacks.record(record)
-        half = any(parameter.dtype == torch.float16 for parameter in denoiser.module.parameters())
-        self.loss_scale = FP16_LOSS_SCALE if half else 1.0
+            self._go_on(start)
 
     def go(self, held_out: Sequence[tuple[Taught, Taught]], save: Callable[[ZipState], None] | None) -> RarTrained:
         """Learn, then measure the held-out pairs."""
-        config, first, began = self.config, self.step, time.monotonic()
-        while self.step < config.steps and not self.callbacks.cancelled():
-            self._advance()
-            left = (time.monotonic() - began) / (self.step - first) * (config.steps - self.step)
-            self.callbacks.progress(self.step, config.steps, self.records[-1]["loss"], left)
-            if save is not None and config.checkpoint_every and self.step % config.checkpoint_every == 0:
-                save(self._state())
-        seconds = time.monotonic() - began
+        seconds = self._learn(save)
         fits = {}
         for subject, style in held_out:
             with torch.no_grad(), self._paired(subject, style) as (questions, _):
@@ -234,25 +214,12 @@ class _Run:
             ]
             penalty = self.cosine_weight * cosine
             torch.autograd.backward([*together, penalty], [*gradients, torch.ones_like(penalty)])
-        limit = config.max_grad_norm if config.max_grad_norm > 0 else math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
-        rate = config.learning_rate * rate_factor(self.step, config.schedule, config.warmup_steps, config.steps)
-        optimizers.set_rate(self.optimizer, rate)
-        self.optimizer.step()
-        self.step += 1
+        norm, rate = self._update()
         values = torch.stack([*fits, cosine.detach(), norm]).tolist()
         loss = values[0] + values[1] + self.cosine_weight * values[2]
-        if not all(math.isfinite(value) for value in (loss, *values)):
-            raise ValueError(
-                f"The loss became {loss} at step {self.step}. Lower the learning rate (it is "
-                f"{config.learning_rate:g}), or load the model in bf16 or fp32."
-            )
-        record = {"step": self.step, "loss": loss, "fit_1": values[0], "fit_2": values[1], "cosine": values[2]}
-        record |= {"gradient_norm": values[3], "learning_rate": rate, "subject": numbers[0], "style": numbers[1]}
-        self.records.append(record)
-        self.callbacks.record(record)
+        named = dict(zip(("fit_1", "fit_2", "cosine", "gradient_norm"), values, strict=True))
+        drawn = {"subject": numbers[0], "style": numbers[1]}
+        self._record({"loss": loss, **named, "learning_rate": rate, **drawn})
 
-    def _state(self) -> ZipState:
-        numbers = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
-        records = tuple(dict(record) for record in self.records)
-        return ZipState(self.step, records, numbers, optimizers.state_tensors(self.optimizer))
+    def _numbers(self) -> dict[str, Tensor]:
+        return self.network.state_dict()

@@ -19,7 +19,6 @@ The coefficients go into A (see ``lora.columns``), so the result is an ordinary 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -30,11 +29,11 @@ from torch import Tensor
 from ..lora.columns import Columns
 from . import optimizers
 from .batches import check_data
+from .column_run import ColumnRun
 from .config import TrainingConfig
 from .denoiser import Denoiser
 from .economy import economised
-from .loop import FP16_LOSS_SCALE, Callbacks, training_mode
-from .schedule import rate_factor
+from .loop import Callbacks, training_mode
 from .targets import PREFIX, matched_layers
 from .zip_branch import BASE, MERGED, SUM, ZipBranches, zipped
 from .zip_questions import Concept, Fit, ZipQuestions
@@ -125,7 +124,7 @@ def zip_loras(
         return replace(found, notes=tuple(economies.lines()))
 
 
-class _Run:
+class _Run(ColumnRun):
     """One call of :func:`zip_loras`, once the branches are in place."""
 
     def __init__(
@@ -138,30 +137,16 @@ class _Run:
         branches: ZipBranches,
         start: ZipState | None,
     ) -> None:
-        self.denoiser, self.concepts, self.config, self.callbacks = denoiser, concepts, config, callbacks
-        self.overlap_weight, self.branches = overlap_weight, branches
+        super().__init__(denoiser, config, callbacks, branches.parameters())
+        self.concepts, self.overlap_weight, self.branches = concepts, overlap_weight, branches
         self.questions = ZipQuestions(denoiser, concepts, config, branches)
-        self.parameters = branches.parameters()
-        self.optimizer = optimizers.build(config.optimizer, self.parameters, config.learning_rate, 0.0)
-        self.step = 0
-        self.records: list[Mapping[str, float]] = []
         if start is not None:
             self._resume(start)
-        half = any(parameter.dtype == torch.float16 for parameter in denoiser.module.parameters())
-        self.loss_scale = FP16_LOSS_SCALE if half else 1.0
 
     def go(self, save: Callable[[ZipState], None] | None) -> Zipped:
         """Measure, learn, measure."""
-        config = self.config
         before = self.questions.probes((BASE, SUM))
-        first, began = self.step, time.monotonic()
-        while self.step < config.steps and not self.callbacks.cancelled():
-            self._advance()
-            left = (time.monotonic() - began) / (self.step - first) * (config.steps - self.step)
-            self.callbacks.progress(self.step, config.steps, self.records[-1]["loss"], left)
-            if save is not None and config.checkpoint_every and self.step % config.checkpoint_every == 0:
-                save(self._state())
-        seconds = time.monotonic() - began
+        seconds = self._learn(save)
         with optimizers.averaged(self.optimizer):
             after = self.questions.probes((MERGED,))
             columns = self.branches.columns()
@@ -189,32 +174,14 @@ class _Run:
             raise ValueError("No coefficient got a gradient: the model does not use the layers that the LoRAs change.")
         if self.loss_scale != 1.0:
             torch._foreach_mul_(gradients, 1 / self.loss_scale)
-        limit = config.max_grad_norm if config.max_grad_norm > 0 else math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
-        rate = config.learning_rate * rate_factor(self.step, config.schedule, config.warmup_steps, config.steps)
-        optimizers.set_rate(self.optimizer, rate)
-        self.optimizer.step()
-        self.step += 1
+        norm, rate = self._update()
         fits = torch.stack([*values.values(), overlap.detach().to(norm.device), norm]).tolist()
         loss = sum(fits[:-2]) + self.overlap_weight * fits[-2]
-        record = {
-            "step": self.step,
-            "loss": loss,
-            **dict(zip((*values, "overlap", "gradient_norm"), fits, strict=True)),
-            "learning_rate": rate,
-        }
-        if not math.isfinite(loss) or not math.isfinite(fits[-1]):
-            raise ValueError(
-                f"The loss became {loss} at step {self.step}. Lower the learning rate (it is "
-                f"{config.learning_rate:g}), or load the model in bf16 or fp32."
-            )
-        self.records.append(record)
-        self.callbacks.record(record)
+        named = dict(zip((*values, "overlap", "gradient_norm"), fits, strict=True))
+        self._record({"loss": loss, **named, "learning_rate": rate})
 
-    def _state(self) -> ZipState:
-        coefficients = {name: layer.m.detach().cpu().clone() for name, layer in self.branches.learning.items()}
-        records = tuple(dict(record) for record in self.records)
-        return ZipState(self.step, records, coefficients, optimizers.state_tensors(self.optimizer))
+    def _numbers(self) -> dict[str, Tensor]:
+        return {name: layer.m for name, layer in self.branches.learning.items()}
 
     @torch.no_grad()
     def _resume(self, start: ZipState) -> None:
@@ -226,11 +193,6 @@ class _Run:
                 f"The run to resume from has other coefficients (for example of {differing[0]}). Use the same LoRAs, "
                 "in the same order, with the same model and targets, or start anew."
             )
-        if start.step > self.config.steps:
-            raise ValueError(f"The run to resume from has {start.step} steps already; set steps to that or above.")
         for name, layer in self.branches.learning.items():
             layer.m.copy_(start.coefficients[name])
-        optimizers.load_state_tensors(self.optimizer, start.optimizer)
-        self.step, self.records = start.step, list(start.records)
-        for record in self.records:
-            self.callbacks.record(record)
+        self._go_on(start)
