@@ -18,12 +18,9 @@ less faithful than the best fixed rank within that one's interval, in at most 40
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import base_model
 from report import Finding
@@ -31,17 +28,14 @@ from report import Finding
 base_model.open_pack()
 
 import rank_graphs as graphs  # noqa: E402, it imports the pack
+import sweep_runs  # noqa: E402
 
-from likeness.devtools.checkpoint import link_checkpoint  # noqa: E402
-from likeness.devtools.demo import device_flags  # noqa: E402
-from likeness.devtools.paths import HOST_BASES, host_path  # noqa: E402
-from likeness.devtools.server import HEADLESS_FLAGS, Server, make_base  # noqa: E402
-from likeness.experiments import conduct, table  # noqa: E402
+from likeness.devtools.paths import HOST_BASES  # noqa: E402
+from likeness.experiments import table  # noqa: E402
 from likeness.experiments.client import Client  # noqa: E402
-from likeness.experiments.engine import Threads  # noqa: E402
 from likeness.experiments.report import write_report  # noqa: E402
-from likeness.experiments.statistics import by_unit, difference  # noqa: E402
-from likeness.experiments.store import Record, Store  # noqa: E402
+from likeness.experiments.statistics import difference  # noqa: E402
+from likeness.experiments.store import Record  # noqa: E402
 from likeness.tinyworld.truth import write_references  # noqa: E402
 
 FOLDER = HOST_BASES / "compare-ranks"
@@ -51,54 +45,25 @@ PARETO = {"x": "prompt", "y": "fidelity", "size": "megabytes", "colour": "family
 
 def main() -> int:
     args = arguments()
-    signal.signal(signal.SIGTERM, stop)
     began, subjects = time.monotonic(), graphs.SUBJECTS[: args.subjects]
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(args.threads)
-    base = make_base(args.folder / "base")
-    link_checkpoint(base)
-    for subject in subjects:
-        write_references(subject, base / "input" / f"ranks_{subject}")
     records: list[Record] = []
-    with Server(host_path(), base, flags=(*device_flags(), *HEADLESS_FLAGS)) as server:
+    with sweep_runs.serving(args) as server:
+        for subject in subjects:
+            write_references(subject, server.base / "input" / f"ranks_{subject}")
         info = Client(server.address).object_info()
         for family, sweep in graphs.sweeps(info, args, subjects).items():
-            print(f"== {family}: {len(sweep.runs())} runs", flush=True)
-            ended = conduct.conduct(
-                sweep,
-                Store(args.folder / family),
-                Threads([server.address], sweep.timeout, graphs.sized(sweep)),
-                scorer=graphs.score,
-                scoring=graphs.SCORING,
-                retry_failed=args.retry_failed,
-                accept_change=args.changed,
-                on_run=say,
-            )
-            if ended.left:
-                print(f"ComfyUI ended; the same command goes on.\n{server.log_tail()}", file=sys.stderr)
-                return 1
-            records += [replace(record, values={"family": family, **record.values}) for record in ended.records]
+            found = sweep_runs.run(family, sweep, args, server, graphs.score, graphs.SCORING)
+            records += [replace(record, values={"family": family, **record.values}) for record in found]
     rows = write_report(
         *(args.folder, records, ("family", "method"), ("subject", "seed")), pareto=PARETO, title="ranks on tinyworld"
     )
-    print(f"\n{len(subjects)} subjects x {args.seeds} seeds, {args.steps} steps, batch {args.batch}, ", end="")
-    print(f"{args.threads} threads; {time.monotonic() - began:.0f} s in this call\n\n{table.to_markdown(rows)}")
-    findings = goals(rows, records)
-    for finding in findings:
-        print(finding.line())
-    broken = conduct.failed(records)
-    for record in broken:
-        print(f"{record.status} {record.values}: {record.error.get('message', '')}", file=sys.stderr)
-    return 0 if findings and all(finding.ok for finding in findings) and not broken else 1
-
-
-def stop(number: int, frame: object) -> None:
-    raise KeyboardInterrupt  # so that the server is stopped too
-
-
-def say(number: int, count: int, record: Record) -> None:
-    figures = ", ".join(f"{name} {value:.3g}" for name, value in record.results.items())
-    values = " ".join(str(value) for value in record.values.values())
-    print(f"[{number}/{count}] {values}: {figures or record.error.get('message', '')}", flush=True)
+    sweep_runs.told(
+        f"{len(subjects)} subjects x {args.seeds} seeds, {args.steps} steps, batch {args.batch}, {args.threads} "
+        f"threads; {time.monotonic() - began:.0f} s in this call",
+        rows,
+        records,
+    )
+    return sweep_runs.exit_code(goals(rows, records), records)
 
 
 def goals(rows: list[table.Row], records: list[Record]) -> list[Finding]:
@@ -114,7 +79,7 @@ def goals(rows: list[table.Row], records: list[Record]) -> list[Finding]:
     for row in adaptive:
         name, figure = str(row.values["method"]).replace(" ", "-"), row.figures["fidelity"].mean
         share = row.figures["megabytes"].mean / whole
-        paired = difference(*(fidelity_by_subject(records, method.values["method"]) for method in (row, best)))
+        paired = difference(*(sweep_runs.by_subject(records, str(r.values["method"]), "fidelity") for r in (row, best)))
         print(f"{row.values['method']} less {best.values['method']}, by subject: {table.shown(paired)}")
         faithful, small = figure >= lowest, share <= SHARE  # NaN, with one subject: short
         met += faithful and small
@@ -122,11 +87,6 @@ def goals(rows: list[table.Row], records: list[Record]) -> list[Finding]:
         findings.append(Finding(f"{name}:share-of-best-fixed-file", share, f"<={SHARE}", small))
     print("\n".join(finding.line() for finding in findings))
     return [Finding("adaptive-settings-that-meet-both", met, ">=1", met >= 1)]
-
-
-def fidelity_by_subject(records: list[Record], method: str) -> dict[object, float]:
-    having = [record for record in records if record.values["method"] == method and "fidelity" in record.results]
-    return by_unit([r.results["fidelity"] for r in having], [r.values["subject"] for r in having])  # type: ignore[return-value]
 
 
 def arguments() -> argparse.Namespace:
@@ -139,11 +99,9 @@ def arguments() -> argparse.Namespace:
         return [float(part) for part in text.split(",") if part]
 
     parser.add_argument("--quick", action="store_true", help="2 subjects, 1 seed, ranks 1, 4, 16, 100 steps")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="runs, LoRAs, tables and plots")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--subjects", type=int, default=8, help=f"how many, of {len(graphs.SUBJECTS)}")
     parser.add_argument("--seeds", type=int, default=2, help="training seeds a subject")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument(
@@ -158,8 +116,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--adalora-learning-rate", type=float, default=0.0, help="0: that of the others")
     parser.add_argument("--resized", type=numbers, default=[1, 2, 4, 8, 16], help="ranks to cut the largest one to")
     parser.add_argument("--energies", type=shares, default=[0.9], help="shares of each layer's energy to cut it to")
-    parser.add_argument("--retry-failed", action="store_true")
-    parser.add_argument("--changed", action="store_true", help="the folder's runs were made with other settings: anew")
+    sweep_runs.run_arguments(parser, FOLDER)
     args = parser.parse_args()
     if args.quick:
         args.subjects, args.seeds, args.steps = 2, 1, 100

@@ -8,10 +8,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from rank_graphs import Graph, features, node, start, true_tensor
+from rank_graphs import Graph, draw, features, node, start, true_tensor
 from torch import Tensor
 
-from likeness.experiments.graph import find_node
 from likeness.experiments.scoring import Finished
 from likeness.experiments.sweep import Sweep, from_mapping
 from likeness.metrics.similarity import compare, cosine_similarities
@@ -150,30 +149,10 @@ FAMILIES: dict[str, Callable[..., Sweep]] = {"direct": direct, "joint": joint, "
 LEARNED = ("ZipLoRA", "LoRA.rar")
 
 
-def sized(sweep: Sweep) -> list[str]:
-    return [find_node(sweep.graph, "save")]
-
-
 def save_and_draw(info: Mapping[str, Any], graph: Graph, lora: list[Any], model: list[Any], pictures: int = 8) -> None:
     graph["save"] = node(info, "LikenessSaveLoRA", lora=lora, filename="")
     graph["latent"] = node(info, "EmptyLatentImage", width=64, height=64, batch_size=pictures)
-    graph["text"] = node(info, "CLIPTextEncode", clip=["model", 1], text=PROMPT)
-    graph["sample"] = node(
-        info,
-        "KSampler",
-        model=model,
-        seed=70,
-        steps=20,
-        cfg=3.0,
-        sampler_name="euler",
-        scheduler="normal",
-        positive=["text", 0],
-        negative=["empty", 0],
-        latent_image=["latent", 0],
-        denoise=1.0,
-    )
-    graph["decode"] = node(info, "VAEDecode", samples=["sample", 0], vae=["model", 2])
-    graph["draw"] = node(info, "PreviewImage", images=["decode", 0])
+    draw(info, graph, model, PROMPT, 70)
 
 
 def score(finished: Finished) -> dict[str, float]:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from likeness.experiments.graph import find_node
 from likeness.experiments.scoring import Finished
 from likeness.experiments.sweep import Sweep, from_mapping
 from likeness.metrics.features import Features, efficientnet_lite0
@@ -170,10 +169,6 @@ def resizing(info: Mapping[str, Any]) -> Graph | None:
     return graph
 
 
-def sized(sweep: Sweep) -> list[str]:
-    return [find_node(sweep.graph, "save")]
-
-
 def prompts() -> list[tuple[str, str]]:
     """(style, prompt): the subject in each style of pretraining, one of which no reference shows."""
     return [(style, caption(TRIGGER, style, None, k % 3)) for k, style in enumerate(load_split().pretrain_styles)]
@@ -209,23 +204,28 @@ def _save_and_draw(info: Mapping[str, Any], graph: Graph, lora: list[Any], model
     graph["save"] = node(info, "LikenessSaveLoRA", lora=lora, filename=SAVED, naming="kohya", dtype="fp16")
     graph["latent"] = node(info, "EmptyLatentImage", width=64, height=64, batch_size=PICTURES)
     for k, (style, prompt) in enumerate(prompts()):
-        graph[f"text {style}"] = node(info, "CLIPTextEncode", clip=["model", 1], text=prompt)
-        graph[f"sample {style}"] = node(
-            info,
-            "KSampler",
-            model=model,
-            seed=50 + k,
-            steps=20,
-            cfg=3.0,
-            sampler_name="euler",
-            scheduler="normal",
-            positive=[f"text {style}", 0],
-            negative=["empty", 0],
-            latent_image=["latent", 0],
-            denoise=1.0,
-        )
-        graph[f"decode {style}"] = node(info, "VAEDecode", samples=[f"sample {style}", 0], vae=["model", 2])
-        graph[f"draw {style}"] = node(info, "PreviewImage", images=[f"decode {style}", 0])
+        draw(info, graph, model, prompt, 50 + k, f" {style}")
+
+
+def draw(info: Mapping[str, Any], graph: Graph, model: list[Any], prompt: str, seed: int, name: str = "") -> None:
+    """Pictures of a prompt on the node "latent", shown by the node "draw" with `name` after it."""
+    graph[f"text{name}"] = node(info, "CLIPTextEncode", clip=["model", 1], text=prompt)
+    graph[f"sample{name}"] = node(
+        info,
+        "KSampler",
+        model=model,
+        seed=seed,
+        steps=20,
+        cfg=3.0,
+        sampler_name="euler",
+        scheduler="normal",
+        positive=[f"text{name}", 0],
+        negative=["empty", 0],
+        latent_image=["latent", 0],
+        denoise=1.0,
+    )
+    graph[f"decode{name}"] = node(info, "VAEDecode", samples=[f"sample{name}", 0], vae=["model", 2])
+    graph[f"draw{name}"] = node(info, "PreviewImage", images=[f"decode{name}", 0])
 
 
 def _sweep(graph: Graph | None, methods: Sequence[Any], subjects: Sequence[str], args: Namespace) -> Sweep:

@@ -29,8 +29,7 @@ def leading(matrix: Tensor | tuple[Tensor, Tensor], rank: int) -> Svd:
     up, down = matrix if isinstance(matrix, tuple) else (matrix, None)
     shape = int(up.shape[0]), int((up if down is None else down).shape[1])
     if shape[0] > shape[1]:  # the long side is only multiplied with, and never made orthogonal
-        turned = leading(up.T if down is None else (down.T, up.T), rank)
-        return Svd(shape, turned.values, lambda cut: _turned(*turned.factors(cut)))
+        return leading(up.T if down is None else (down.T, up.T), rank).transposed()
 
     def forward(columns: Tensor) -> Tensor:
         return up @ columns if down is None else up @ (down @ columns)
@@ -55,7 +54,3 @@ def leading(matrix: Tensor | tuple[Tensor, Tensor], rank: int) -> Svd:
         return basis @ (turn * root), (turn / torch.where(root > 0, root, torch.inf)).T @ inside
 
     return Svd(shape, values, factors)
-
-
-def _turned(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    return down.T, up.T

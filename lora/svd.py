@@ -29,6 +29,15 @@ class Svd:
     values: Tensor
     factors: Callable[[int], tuple[Tensor, Tensor]]
 
+    def transposed(self) -> Svd:
+        """Of ΔWᵀ."""
+
+        def factors(rank: int) -> tuple[Tensor, Tensor]:
+            up, down = self.factors(rank)
+            return down.T, up.T
+
+        return Svd(self.shape[::-1], self.values, factors)
+
 
 def of_pair(up: Tensor, down: Tensor, scale: float) -> Svd:
     """Of scale · up · down by QR of both factors and the SVD of a small matrix: O((out + in) r²).
@@ -81,8 +90,7 @@ def of_matrix(delta: Tensor) -> Svd:
     """
     delta = matrix(delta)
     if delta.shape[0] > delta.shape[1]:
-        turned = of_matrix(delta.T)
-        return Svd(turned.shape[::-1], turned.values, lambda rank: _turned(*turned.factors(rank)))
+        return of_matrix(delta.T).transposed()
     squares, left = torch.linalg.eigh(delta @ delta.T)
     squares, left = squares.flip(0), left.flip(1)
     values = _without_noise(squares, len(squares) * EPS).sqrt()
@@ -92,11 +100,6 @@ def of_matrix(delta: Tensor) -> Svd:
         return left[:, :rank] * root, (left[:, :rank] / torch.where(root > 0, root, torch.inf)).T @ delta
 
     return Svd((delta.shape[0], delta.shape[1]), values, factors)
-
-
-def _turned(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """Of ΔWᵀ, from the factors of ΔW."""
-    return down.T, up.T
 
 
 def matrix(tensor: Tensor) -> Tensor:

@@ -77,8 +77,7 @@ def read_card(path: Path, file: str) -> LoraCard:
 
     It is kept until the file or a note beside it changes. What cannot be read is no error: the card has a note.
     """
-    notes = [path.with_name(path.stem + ending) for ending in _NOTES]
-    stamp = (file, *map(_stamp, (path, *notes)))
+    stamp = (file, *card_stamp(path))
     if path in _cards and _cards[path][0] == stamp:
         return _cards[path][1]
     metadata: dict[str, str] = {}
@@ -90,7 +89,7 @@ def read_card(path: Path, file: str) -> LoraCard:
             architecture = architecture_by_shapes(shapes, res_blocks_of(metadata))
         except (ValueError, OSError) as error:
             trouble = str(error)
-    beside = [note for one, written in zip(notes, stamp[2:], strict=True) if written and (note := _note(one))]
+    beside = [note for one, written in zip(_notes(path), stamp[2:], strict=True) if written and (note := _note(one))]
     card = card_of(file, metadata, beside, architecture, trouble)
     if len(_cards) >= _MOST_CARDS:
         _cards.clear()
@@ -100,7 +99,11 @@ def read_card(path: Path, file: str) -> LoraCard:
 
 def card_stamp(path: Path) -> tuple[Any, ...]:
     """Changes when the file or one of its notes does."""
-    return tuple(map(_stamp, (path, *(path.with_name(path.stem + ending) for ending in _NOTES))))
+    return tuple(map(_stamp, (path, *_notes(path))))
+
+
+def _notes(path: Path) -> list[Path]:
+    return [path.with_name(path.stem + ending) for ending in _NOTES]
 
 
 def card_of(

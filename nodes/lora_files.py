@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import folder_paths
@@ -13,8 +13,6 @@ from ..lora.keys import SCHEMES
 from ..lora.load import DTYPES, load_lora, save_lora
 from . import host
 from .types import LoraModel
-
-_LONGEST_NAME = 200  # bytes of each part; file systems take 255, and a file is written under a longer name first
 
 
 class LikenessSaveLoRA(io.ComfyNode):
@@ -48,7 +46,7 @@ class LikenessSaveLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora: dict[str, Any], filename: str, naming: str, dtype: str) -> io.NodeOutput:
-        path = _target(filename)
+        path = host.model_file("loras", filename, "likeness/my_subject")
         save_lora(path, lora, naming, dtype)
         return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
 
@@ -98,16 +96,3 @@ class LikenessLoadLoRA(io.ComfyNode):
         lora = load_lora(path, layers, keep_unknown=unknown_keys == "keep")
         metadata = json.dumps(lora.metadata, indent=2, ensure_ascii=False, sort_keys=True)
         return io.NodeOutput(lora, metadata, ui=ui.PreviewText(metadata))
-
-
-def _target(filename: str) -> Path:
-    """The file below models/loras; raises ValueError for a name that leads out of it."""
-    name = filename.strip().replace("\\", "/").removesuffix(".safetensors")
-    parts = PurePosixPath(name).parts
-    outside = not parts or ".." in parts or name.startswith("/") or PureWindowsPath(name).drive or name.endswith("/")
-    odd = any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in name)
-    if outside or odd or len(name) > 500 or any(len(part.encode()) > _LONGEST_NAME for part in parts):
-        raise ValueError(
-            f"the filename {filename[:100]!r} is no name below models/loras; expected one like likeness/my_subject"
-        )
-    return Path(folder_paths.get_folder_paths("loras")[0], *parts[:-1], f"{parts[-1]}.safetensors")

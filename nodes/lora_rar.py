@@ -16,10 +16,10 @@ from ..merging.column_plot import column_plot
 from ..merging.columns import columns_table, merge_columns
 from ..merging.lora_rar import HyperNetwork, Predicted, load_network, predict_columns
 from . import host
+from .host.rar import HYPERNETWORKS
 from .merge_sources import merge_sources
 from .types import HyperNetworkSocket, LoraModel
 
-FOLDER = "hypernetworks"
 NONE = "(connected)"
 
 
@@ -42,7 +42,7 @@ class LikenessLoRARar(io.ComfyNode):
                 LoraModel.Input("style_lora", tooltip="A style's LoRA. The order matters: the subject comes first."),
                 io.Combo.Input(
                     "hypernetwork",
-                    options=[NONE, *folder_paths.get_filename_list(FOLDER)],
+                    options=[NONE, *folder_paths.get_filename_list(HYPERNETWORKS)],
                     tooltip="A file in models/hypernetworks: of Train LoRA.rar (Likeness), or the authors' "
                     "hypernet.pth, for SDXL. (connected): the one on trained.",
                 ),
@@ -65,7 +65,7 @@ class LikenessLoRARar(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, hypernetwork: str = NONE, **_: Any) -> str:
         """A file that was replaced is read again."""
-        path = folder_paths.get_full_path(FOLDER, hypernetwork)
+        path = folder_paths.get_full_path(HYPERNETWORKS, hypernetwork)
         return "" if path is None else f"{Path(path).stat().st_mtime_ns} {Path(path).stat().st_size}"
 
     @classmethod
@@ -94,7 +94,7 @@ def _read(name: str) -> HyperNetwork:
         raise ValueError(
             "There is no hypernetwork: choose a file of models/hypernetworks, or connect Train LoRA.rar to trained."
         )
-    return load_network(Path(folder_paths.get_full_path_or_raise(FOLDER, name)))
+    return load_network(Path(folder_paths.get_full_path_or_raise(HYPERNETWORKS, name)))
 
 
 def _layers(source: Source) -> Mapping[str, Any]:

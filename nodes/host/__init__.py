@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .denoiser import HostDenoiser
-from .folders import folder_fingerprint, input_folder
+from .folders import folder_fingerprint, input_folder, model_file
 from .layers import model_layers
 from .rates import find_learning_rate
 from .report import describe_options
@@ -20,6 +20,7 @@ __all__ = [
     "folder_fingerprint",
     "input_folder",
     "learn_zip",
+    "model_file",
     "model_layers",
     "ordinary_tensors",
     "train_lora",

@@ -6,12 +6,13 @@ import hashlib
 import os
 import re
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
 RUNS = "likeness"
 _LONGEST_NAME = 80  # characters of a run's folder; file systems take 255 bytes, and its files are named after it
+_LONGEST_PART = 200  # bytes of a file's path; file systems take 255, and a file is written under a longer name first
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # devices on Windows, in any folder
 
 
@@ -53,6 +54,24 @@ def folder_fingerprint(name: str | None) -> str:
             continue
         digest.update(os.fsencode(f"{path.name}\0{about.st_size}\0{about.st_mtime_ns}\n"))  # names need not be UTF-8
     return digest.hexdigest()
+
+
+def model_file(kind: str, filename: str, example: str) -> Path:
+    """The safetensors file of that name below models/<kind>, to be written.
+
+    Raises:
+        ValueError: it leads out of there, or is no name.
+    """
+    name = filename.strip().replace("\\", "/").removesuffix(".safetensors")
+    parts = PurePosixPath(name).parts
+    outside = not parts or ".." in parts or name.startswith("/") or PureWindowsPath(name).drive or name.endswith("/")
+    odd = any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in name)
+    if outside or odd or len(name) > 500 or any(len(part.encode()) > _LONGEST_PART for part in parts):
+        raise ValueError(
+            f"the filename {filename[:100]!r} leads out of models/{kind}, or is no name there; expected one like "
+            f"{example}"
+        )
+    return Path(folder_paths.get_folder_paths(kind)[0], *parts[:-1], f"{parts[-1]}.safetensors")
 
 
 def runs_folder() -> Path:

@@ -79,6 +79,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, OutOfMemory)
 
 
+def raise_advice(error: BaseException, config: TrainingConfig, estimate: Estimate | None = None) -> None:
+    """Raise RuntimeError with what to change where the device ran out of memory; anything else is the caller's."""
+    if is_out_of_memory(error):
+        comfy.model_management.soft_empty_cache()
+        raise RuntimeError(advice(config, estimate)) from error
+
+
 def estimated(denoiser: HostDenoiser, data: TrainingSet, config: TrainingConfig) -> Estimate | None:
     """What the largest batch of a run will take, or None where the model cannot be rehearsed."""
     trained = trained_modules(denoiser, config)

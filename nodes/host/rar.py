@@ -28,19 +28,19 @@ from ...trainers.loop import Callbacks
 from ...trainers.lora_rar import RarTrained, Taught, train_rar
 from ...trainers.zip_state import FILE, load_state, save_state
 from .denoiser import HostDenoiser, parameterisation
-from .folders import new_run_folder, resumed_run
+from .folders import model_file, new_run_folder, resumed_run
 from .interrupt import Interrupt, InterruptProcessingException
 from .layers import model_layers
-from .memory import advice, is_out_of_memory, leave_device, training_memory
+from .memory import leave_device, raise_advice, training_memory
 from .progress import Reporter
-from .session import COMPUTE_DTYPES, encode
+from .session import encode
 from .text import CachedText
-from .weights import autograd_weights, ordinary_tensors, resident_clone
+from .weights import autograd_weights, ordinary_tensors, training_clone
 from .zipped import Drawing, from_prompts
 
 log = logging.getLogger(__name__)
 
-KIND = "hypernetworks"
+HYPERNETWORKS = "hypernetworks"
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,7 @@ def learn_rar(
         raise ValueError("This model has no query or output projections that are known here: none to teach.")
     interrupt = Interrupt()
     reporter = Reporter(config.steps, node_id, interrupt)
-    patcher = resident_clone(model)
-    if config.precision in COMPUTE_DTYPES:
-        patcher.set_model_compute_dtype(COMPUTE_DTYPES[config.precision])
+    patcher = training_clone(model, config.precision)
     network: HyperNetwork
     folder: Path | None = None
     try:
@@ -155,10 +153,8 @@ def learn_rar(
             )
             network = network.to("cpu")
     except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        comfy.model_management.soft_empty_cache()
-        raise RuntimeError(advice(config)) from error
+        raise_advice(error, config)
+        raise
     with ordinary_tensors():
         save_state(state, found.state, about)
         network.about = {**about, "steps": found.steps_done}
@@ -172,13 +168,10 @@ def learn_rar(
 
 
 def hypernetwork_path(filename: str) -> Path:
-    """The file below models/hypernetworks. Raises ValueError for a name that leads out of it."""
-    name = filename.strip().replace("\\", "/").removesuffix(".safetensors")
-    root = Path(folder_paths.get_folder_paths(KIND)[0]).resolve()
-    path = root / f"{name}.safetensors"
-    if not name or name.endswith("/") or ":" in name or any(ord(letter) < 32 for letter in name):
-        raise ValueError(f"the filename {filename[:100]!r} is no name; expected one like likeness/my_model")
-    if not path.resolve().is_relative_to(root):
+    """The file below models/hypernetworks, of which no link leads out. Raises ValueError for another name."""
+    path = model_file(HYPERNETWORKS, filename, "likeness/my_model")
+    root = Path(folder_paths.get_folder_paths(HYPERNETWORKS)[0]).resolve()
+    if ":" in filename or not path.resolve().is_relative_to(root):
         raise ValueError(f"the filename {filename[:100]!r} leads out of {root}; expected one like likeness/my_model")
     return path
 

@@ -15,11 +15,11 @@ from ...trainers.loop import Callbacks, TrainingCancelled
 from ...trainers.rate_finder import RateSweep, find_rate
 from .denoiser import HostDenoiser, parameterisation
 from .interrupt import Interrupt, InterruptProcessingException
-from .memory import advice, is_out_of_memory, leave_device, training_memory
+from .memory import leave_device, raise_advice, training_memory
 from .progress import Reporter
-from .session import COMPUTE_DTYPES, encode
+from .session import encode
 from .text import texts_of
-from .weights import autograd_weights, ordinary_tensors, resident_clone
+from .weights import autograd_weights, ordinary_tensors, training_clone
 
 
 def find_learning_rate(
@@ -47,9 +47,7 @@ def find_learning_rate(
     parameterisation(model.get_model_object("model_sampling"))  # before any work: can it be trained at all?
     interrupt = Interrupt()
     reporter = Reporter(config.steps, node_id, interrupt)
-    patcher = resident_clone(model)
-    if config.precision in COMPUTE_DTYPES:
-        patcher.set_model_compute_dtype(COMPUTE_DTYPES[config.precision])
+    patcher = training_clone(model, config.precision)
     texts = texts_of(clip, patcher, config)
     try:
         reporter.text(f"encoding {len(pictures.pictures)} pictures and captions")
@@ -66,9 +64,7 @@ def find_learning_rate(
     except TrainingCancelled:
         raise InterruptProcessingException() from None
     except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        comfy.model_management.soft_empty_cache()
-        raise RuntimeError(advice(config)) from error
+        raise_advice(error, config)
+        raise
     reporter.text(f"suggested learning rate: {sweep.suggested:.3g}")
     return sweep

@@ -30,18 +30,17 @@ from .folders import new_run_folder, resumed_run, safe_name
 from .interrupt import Interrupt, InterruptProcessingException
 from .latents import encode_picture, latent_mask
 from .live import Live
-from .memory import PeakMemory, advice, estimated, is_out_of_memory, leave_device, training_memory
+from .memory import PeakMemory, estimated, leave_device, raise_advice, training_memory
 from .metadata import describe
 from .previews import Previewer, prepare, save_grid
 from .prior import drawn_pictures
 from .progress import Reporter
 from .report import describe_run
 from .text import LiveText, Texts, texts_of
-from .weights import autograd_weights, ordinary_tensors, resident_clone
+from .weights import autograd_weights, ordinary_tensors, training_clone
 
 log = logging.getLogger(__name__)
 
-COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,7 @@ def train_lora(
     config = with_rate(config, model.model.diffusion_model)
     interrupt = Interrupt()
     reporter = Reporter(config.steps, node_id, interrupt)
-    patcher = resident_clone(model)
-    if config.precision in COMPUTE_DTYPES:
-        patcher.set_model_compute_dtype(COMPUTE_DTYPES[config.precision])
+    patcher = training_clone(model, config.precision)
     texts = texts_of(clip, patcher, config)
     folder, checkpoint = _run_folder(run_name, resume_from, pictures.trigger)
     estimate: Estimate | None = None
@@ -120,10 +117,8 @@ def train_lora(
         log.info("Likeness: %s Its checkpoint is in %s.", cancelled, folder)
         raise InterruptProcessingException() from None
     except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        comfy.model_management.soft_empty_cache()
-        raise RuntimeError(advice(config, estimate)) from error
+        raise_advice(error, config, estimate)
+        raise
     with ordinary_tensors():
         lora = LoraTensors(result.tensors, describe(model, pictures, result))
         write_safetensors(folder / f"{folder.name}.safetensors", lora, lora.metadata)

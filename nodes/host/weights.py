@@ -16,6 +16,8 @@ import comfy.model_patcher
 import torch
 from torch import Tensor, nn
 
+COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
 
 @contextmanager
 def ordinary_tensors() -> Iterator[None]:
@@ -43,6 +45,14 @@ def resident_clone(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patch
     """
     streams = getattr(model, "is_dynamic", None)
     return model.clone(disable_dynamic=True) if streams is not None and streams() else model.clone()
+
+
+def training_clone(model: comfy.model_patcher.ModelPatcher, precision: str) -> comfy.model_patcher.ModelPatcher:
+    """A resident clone that computes in a precision of ``trainers.config.PRECISIONS``."""
+    patcher = resident_clone(model)
+    if precision in COMPUTE_DTYPES:
+        patcher.set_model_compute_dtype(COMPUTE_DTYPES[precision])
+    return patcher
 
 
 def alias(tensor: Tensor) -> Tensor:

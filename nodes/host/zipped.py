@@ -38,12 +38,12 @@ from .folders import new_run_folder, resumed_run
 from .interrupt import Interrupt, InterruptProcessingException
 from .latents import zero_latents
 from .layers import model_layers
-from .memory import PeakMemory, advice, is_out_of_memory, leave_device, training_memory
+from .memory import PeakMemory, leave_device, raise_advice, training_memory
 from .prior import Wanted, draw_latents
 from .progress import Reporter
-from .session import COMPUTE_DTYPES, encode, with_lora
+from .session import encode, with_lora
 from .text import CachedText
-from .weights import autograd_weights, ordinary_tensors, resident_clone
+from .weights import autograd_weights, ordinary_tensors, training_clone
 
 log = logging.getLogger(__name__)
 
@@ -148,9 +148,7 @@ def learn_zip(
     folder, start = _folder(run_name, resume_from, sources, about)
     interrupt = Interrupt()
     reporter = Reporter(config.steps, node_id, interrupt)
-    patcher = resident_clone(model)
-    if config.precision in COMPUTE_DTYPES:
-        patcher.set_model_compute_dtype(COMPUTE_DTYPES[config.precision])
+    patcher = training_clone(model, config.precision)
     try:
         concepts = _concepts(model, patcher, clip, vae, asked, sources, layers, config, drawing, reporter)
         leave_device(vae, clip)
@@ -174,10 +172,8 @@ def learn_zip(
             )
             memory = peak.line()
     except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        comfy.model_management.soft_empty_cache()
-        raise RuntimeError(advice(config)) from error
+        raise_advice(error, config)
+        raise
     names = [source.name for source in sources]
     with ordinary_tensors():
         save_state(folder / "checkpoints" / FILE, found.state, about)

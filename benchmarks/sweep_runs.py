@@ -1,0 +1,98 @@
+"""What the benchmarks share that are sweeps of training graphs over held-out subjects, on a ComfyUI of their own."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from report import Finding
+
+from likeness.devtools.checkpoint import link_checkpoint
+from likeness.devtools.demo import device_flags
+from likeness.devtools.paths import host_path
+from likeness.devtools.server import HEADLESS_FLAGS, Server, make_base
+from likeness.experiments import conduct, table
+from likeness.experiments.engine import Threads
+from likeness.experiments.graph import find_node
+from likeness.experiments.scoring import Finished
+from likeness.experiments.statistics import by_unit
+from likeness.experiments.store import Record, Store
+from likeness.experiments.sweep import Sweep
+
+
+def run_arguments(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """Add what every such benchmark is asked."""
+    parser.add_argument("--folder", type=Path, default=folder, help="runs, LoRAs, tables and plots")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--retry-failed", action="store_true")
+    parser.add_argument("--changed", action="store_true", help="the folder's runs were made with other settings: anew")
+
+
+@contextmanager
+def serving(args: argparse.Namespace) -> Iterator[Server]:
+    """A ComfyUI with tiny-unet in `args.folder`, which ends with this process, however that ends."""
+    signal.signal(signal.SIGTERM, _stop)
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(args.threads)
+    base = make_base(args.folder / "base")
+    link_checkpoint(base)
+    with Server(host_path(), base, flags=(*device_flags(), *HEADLESS_FLAGS)) as server:
+        yield server
+
+
+def run(
+    family: str,
+    sweep: Sweep,
+    args: argparse.Namespace,
+    server: Server,
+    scorer: Callable[[Finished], dict[str, float]] | None = None,
+    scoring: str = "",
+) -> list[Record]:
+    """The records of a sweep, each run told as it ends. Exits where ComfyUI went away."""
+    print(f"== {family}: {len(sweep.runs())} runs", flush=True)
+    ended = conduct.conduct(
+        sweep,
+        Store(args.folder / family),
+        Threads([server.address], sweep.timeout, [find_node(sweep.graph, "save")]),
+        **({"scorer": scorer, "scoring": scoring} if scorer else {}),
+        retry_failed=args.retry_failed,
+        accept_change=args.changed,
+        on_run=_say,
+    )
+    if ended.left:
+        sys.exit(f"ComfyUI ended; the same command goes on.\n{server.log_tail()}")
+    return ended.records
+
+
+def told(head: str, rows: Sequence[table.Row], records: Sequence[Record]) -> None:
+    """Print the table below its head, and which runs failed."""
+    print(f"\n{head}\n\n{table.to_markdown(rows)}")
+    for record in conduct.failed(records):
+        print(f"{record.status} {record.values}: {record.error.get('message', '')}", file=sys.stderr)
+
+
+def exit_code(findings: Sequence[Finding], records: Sequence[Record]) -> int:
+    """Print a line a goal; 0 where all are met and no run failed."""
+    for finding in findings:
+        print(finding.line())
+    return 0 if findings and all(finding.ok for finding in findings) and not conduct.failed(records) else 1
+
+
+def by_subject(records: Sequence[Record], method: str, result: str) -> dict[object, float]:
+    """Subject -> the mean of a method's result over its other repeats."""
+    having = [record for record in records if record.values["method"] == method and result in record.results]
+    return by_unit([r.results[result] for r in having], [r.values["subject"] for r in having])  # type: ignore[return-value]
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt  # so that the server is stopped too
+
+
+def _say(number: int, count: int, record: Record) -> None:
+    figures = ", ".join(f"{name} {value:.3g}" for name, value in record.results.items())
+    values = " ".join(str(value) for value in record.values.values())
+    print(f"[{number}/{count}] {values}: {figures or record.error.get('message', '')}", flush=True)
