@@ -3,10 +3,11 @@
     .venv/bin/python benchmarks/compare_merges.py                    # 8 held-out subjects x 2 held-out styles
     .venv/bin/python benchmarks/compare_merges.py --quick            # 2 subjects x 1 style; under 5 minutes
 
-A LoRA is taught for each subject and for each style, and both together for each pair (joint training). Then every
-method merges each pair, the merged LoRA is loaded on a real ComfyUI, and eight pictures are drawn of a prompt that has
-both trigger words. tinyworld has the true picture of each pair, so no judge with an opinion is asked. Each figure has
-its 95% interval over subjects (styles of a subject are averaged first):
+A LoRA is taught for each subject and for each style, and both together for each pair (joint training). A hypernetwork
+for LoRA.rar is taught on LoRAs of 48 other subjects and 5 other styles. Then every method merges each pair, the merged
+LoRA is loaded on a real ComfyUI, and eight pictures are drawn of a prompt that has both trigger words. tinyworld has
+the true picture of each pair, so no judge with an opinion is asked. Each figure has its 95% interval over subjects
+(styles of a subject are averaged first):
 
 - truth: mean cosine to the true picture of that subject in that style; pixels: root mean square distance to it;
 - subject: share of the pictures that are nearest to this subject's truth, among all 45 held-out subjects in that style;
@@ -29,6 +30,7 @@ from report import Finding
 base_model.open_pack()
 
 import merge_graphs as graphs  # noqa: E402, it imports the pack
+import merge_library as library  # noqa: E402
 import sweep_runs  # noqa: E402
 
 from likeness.devtools.paths import HOST_BASES  # noqa: E402
@@ -37,7 +39,6 @@ from likeness.experiments.report import write_report  # noqa: E402
 from likeness.experiments.statistics import difference  # noqa: E402
 from likeness.experiments.store import Record  # noqa: E402
 from likeness.tinyworld.split import HELD_OUT_STYLES  # noqa: E402
-from likeness.tinyworld.truth import write_references, write_style  # noqa: E402
 
 FOLDER = HOST_BASES / "compare-merges"
 PARETO = {"x": "style similarity", "y": "subject similarity", "size": "megabytes", "colour": "method"}
@@ -48,24 +49,27 @@ def main() -> int:
     began = time.monotonic()
     subjects, styles = graphs.SUBJECTS[: args.subjects], HELD_OUT_STYLES[: args.styles]
     records: list[Record] = []
-    with sweep_runs.serving(args) as server:
-        for subject in subjects:
-            write_references(subject, server.base / "input" / f"merges_{subject}")
-        for style in styles:
-            write_style(style, server.base / "input" / f"merges_{style}", trigger=graphs.STYLE_TRIGGER)
-        info = Client(server.address).object_info()
-        for sweep in graphs.library(info, args, subjects, styles):
-            sweep_runs.run(f"library-of-{sweep.name}s", sweep, args, server)
-        for family, make in graphs.FAMILIES.items():
-            sweep = make(info, args, subjects, styles)
-            found = sweep_runs.run(family, sweep, args, server, graphs.score, graphs.SCORING)
+    with sweep_runs.serving(args) as servers:
+        info = Client(servers[0].address).object_info()
+        stages = [("of-{}s", graphs.PAIRS, subjects, styles)]
+        if "rar" in args.families:
+            stages.append(("to-learn-from-{}s", graphs.LIBRARY, library.SUBJECTS, library.STYLES))
+        for name, folder, *labels in stages:
+            for kind, each in zip(("subject", "style"), labels, strict=True):
+                library.write_pictures(servers[0].base, kind, folder, each)
+                sweep_runs.run(name.format(kind), library.teaching(info, args, kind, folder, each), args, servers)
+        if "rar" in args.families:
+            sweep_runs.run("hypernetwork", library.hypernetwork(info, args), args, servers)
+        for family in args.families:
+            sweep = graphs.FAMILIES[family](info, args, subjects, styles)
+            found = sweep_runs.run(family, sweep, args, servers, graphs.score, graphs.SCORING)
             records += [replace(record, values={"family": family, **record.values}) for record in found]
     rows = write_report(
         *(args.folder, records, ("family", "method"), ("subject", "style")), pareto=PARETO, title="merges on tinyworld"
     )
     sweep_runs.told(
         f"{len(subjects)} subjects x {len(styles)} styles, {args.steps} and {args.style_steps} steps, {args.threads} "
-        f"threads; {time.monotonic() - began:.0f} s in this call",
+        f"threads, {args.servers} at a time; {time.monotonic() - began:.0f} s in this call",
         rows,
         records,
     )
@@ -94,6 +98,17 @@ def goals(records: list[Record]) -> list[Finding]:
     return findings
 
 
+def names(text: str) -> list[str]:
+    chosen = [part.strip() for part in text.split(",") if part.strip()]
+    if unknown := set(chosen) - graphs.FAMILIES.keys():
+        raise argparse.ArgumentTypeError(f"no family is called {', '.join(sorted(unknown))}")
+    return chosen
+
+
+def weights(text: str) -> list[float]:
+    return [float(part) for part in text.split(",") if part]
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 subjects, 1 style, fewer steps")
@@ -102,11 +117,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=200, help="of a subject")
     parser.add_argument("--style-steps", type=int, default=300)
     parser.add_argument("--zip-steps", type=int, default=100)
+    parser.add_argument("--overlaps", type=weights, default=[0.01], help="λ of ZipLoRA, with commas; 0.01 is usual")
+    parser.add_argument("--rar-steps", type=int, default=1000)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--families", type=names, default=list(graphs.FAMILIES), help="of these alone, with commas")
     sweep_runs.run_arguments(parser, FOLDER)
     args = parser.parse_args()
     if args.quick:
-        args.subjects, args.styles, args.steps, args.style_steps = 2, 1, 100, 100
+        args.subjects, args.styles, args.steps, args.style_steps, args.families = 2, 1, 100, 100, ["direct", "zip"]
         args.folder = args.folder.with_name(args.folder.name + "-quick")
     return args
 

@@ -47,12 +47,12 @@ def main() -> int:
     args = arguments()
     began, subjects = time.monotonic(), graphs.SUBJECTS[: args.subjects]
     records: list[Record] = []
-    with sweep_runs.serving(args) as server:
+    with sweep_runs.serving(args) as servers:
         for subject in subjects:
-            write_references(subject, server.base / "input" / f"ranks_{subject}")
-        info = Client(server.address).object_info()
+            write_references(subject, servers[0].base / "input" / f"ranks_{subject}")
+        info = Client(servers[0].address).object_info()
         for family, sweep in graphs.sweeps(info, args, subjects).items():
-            found = sweep_runs.run(family, sweep, args, server, graphs.score, graphs.SCORING)
+            found = sweep_runs.run(family, sweep, args, servers, graphs.score, graphs.SCORING)
             records += [replace(record, values={"family": family, **record.values}) for record in found]
     rows = write_report(
         *(args.folder, records, ("family", "method"), ("subject", "seed")), pareto=PARETO, title="ranks on tinyworld"

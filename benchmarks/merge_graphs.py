@@ -21,8 +21,11 @@ SUBJECTS = ("dolphin", "framed-picture", "battery", "peach", "radio", "canoe", "
 STYLE_TRIGGER = "zwx"
 PROMPT = f"a {STYLE_TRIGGER} picture of a {TRIGGER}"
 SCORING = "truth, subject, style 1"  # another text when `score` changes
-TRAIN, ZIP = "LikenessTrainLoRA", "LikenessZipLoRA"
-SUBJECT_FILE, STYLE_FILE = "likeness/merges/subject {subject}", "likeness/merges/style {style}"
+TRAIN, ZIP, RAR = "LikenessTrainLoRA", "LikenessZipLoRA", "LikenessLoRARar"
+PAIRS, LIBRARY = "likeness/merges", "likeness/library"
+"""Folders of LoRAs, with subjects/ and styles/ in each: those that are merged, those that a network learns from."""
+NETWORK = "likeness/merges"
+"""The hypernetwork's file."""
 
 DIRECT: dict[str, dict[str, Any]] = {
     "subject alone": {"merge.weights": "1 0"},
@@ -36,26 +39,6 @@ DIRECT: dict[str, dict[str, Any]] = {
     "knots-ties": {"merge.method": "knots-ties"},
 }
 """Method -> inputs of LikenessMergeLoRAs that are not its defaults."""
-
-
-def library(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], styles: Sequence[str]) -> list[Sweep]:
-    """A LoRA of each subject, and one of each style."""
-    sweeps = []
-    for name, labels, file, trigger, steps in (
-        ("subject", subjects, SUBJECT_FILE, TRIGGER, args.steps),
-        ("style", styles, STYLE_FILE, STYLE_TRIGGER, args.style_steps),
-    ):
-        graph = start(info)
-        graph["data"] = dataset(info, trigger)
-        train(info, args, graph, steps)
-        graph["save"] = node(info, "LikenessSaveLoRA", lora=trained(info), filename=file)
-        entries = [{"label": label, "set": {"data.folder": f"merges_{label}"}} for label in labels]
-        sweeps.append(
-            from_mapping(
-                {"name": name, "graph": graph, "set": {"save.filename": file}, "axes": {name: {"values": entries}}}
-            )
-        )
-    return sweeps
 
 
 def joint(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], styles: Sequence[str]) -> Sweep:
@@ -105,12 +88,18 @@ def loaded(info: Mapping[str, Any]) -> Graph:
     return graph
 
 
+def lora_file(folder: str, kind: str, label: str) -> str:
+    """Below models/loras, without its ending; its pictures are in a folder of that name below input."""
+    return f"{folder}/{kind}s/{label}"
+
+
 def pairs(graph: Graph, methods: Sequence[Any], subjects: Sequence[str], styles: Sequence[str]) -> Sweep:
     """Methods x subjects x styles; each pair's files or pictures, whichever the graph has nodes for."""
 
-    def settings(kind: str, label: str, file: str) -> dict[str, Any]:
-        pictures = {f"{kind}.folder": f"merges_{label}"} if kind in graph else {}
-        return pictures | ({f"load {kind}.lora_name": f"{file}.safetensors"} if f"load {kind}" in graph else {})
+    def settings(kind: str, label: str) -> dict[str, Any]:
+        name = lora_file(PAIRS, kind, label)
+        pictures = {f"{kind}.folder": name} if kind in graph else {}
+        return pictures | ({f"load {kind}.lora_name": f"{name}.safetensors"} if f"load {kind}" in graph else {})
 
     return from_mapping(
         {
@@ -119,8 +108,8 @@ def pairs(graph: Graph, methods: Sequence[Any], subjects: Sequence[str], styles:
             "set": {"save.filename": "likeness/merges/{method} {subject} {style}"},
             "axes": {
                 "method": {"values": list(methods)},
-                "subject": {"values": [{"label": s, "set": settings("subject", s, SUBJECT_FILE)} for s in subjects]},
-                "style": {"values": [{"label": s, "set": settings("style", s, STYLE_FILE)} for s in styles]},
+                "subject": {"values": [{"label": s, "set": settings("subject", s)} for s in subjects]},
+                "style": {"values": [{"label": s, "set": settings("style", s)} for s in styles]},
             },
             "replicates": ["subject", "style"],
         }
@@ -142,10 +131,29 @@ def zipped(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], st
     )
     outputs = info[ZIP]["output_name"]
     save_and_draw(info, graph, ["zip", outputs.index("lora")], ["zip", outputs.index("model")])
-    return pairs(graph, [{"label": "ZipLoRA", "set": {}}], subjects, styles)
+    methods = [
+        {"label": f"ZipLoRA{f', λ {weight:g}' if weight != 0.01 else ''}", "set": {"zip.overlap_weight": weight}}
+        for weight in args.overlaps
+    ]
+    return pairs(graph, methods, subjects, styles)
 
 
-FAMILIES: dict[str, Callable[..., Sweep]] = {"direct": direct, "joint": joint, "zip": zipped}
+def predicted(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], styles: Sequence[str]) -> Sweep:
+    """LikenessLoRARar with the hypernetwork of `merge_library`, which is there by now."""
+    graph = loaded(info)
+    graph["rar"] = node(
+        info,
+        RAR,
+        **{"subject_lora": ["load subject", 0], "style_lora": ["load style", 0]},
+        hypernetwork=f"{NETWORK}.safetensors",
+    )
+    merged = ["rar", info[RAR]["output_name"].index("lora")]
+    graph["apply"] = node(info, "LoraModelLoader", model=["model", 0], lora=merged, strength_model=1.0)
+    save_and_draw(info, graph, merged, ["apply", 0])
+    return pairs(graph, [{"label": "LoRA.rar", "set": {}}], subjects, styles)
+
+
+FAMILIES: dict[str, Callable[..., Sweep]] = {"direct": direct, "joint": joint, "zip": zipped, "rar": predicted}
 LEARNED = ("ZipLoRA", "LoRA.rar")
 
 

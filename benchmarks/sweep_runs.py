@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from report import Finding
@@ -18,7 +18,6 @@ from likeness.devtools.paths import host_path
 from likeness.devtools.server import HEADLESS_FLAGS, Server, make_base
 from likeness.experiments import conduct, table
 from likeness.experiments.engine import Threads
-from likeness.experiments.graph import find_node
 from likeness.experiments.scoring import Finished
 from likeness.experiments.statistics import by_unit
 from likeness.experiments.store import Record, Store
@@ -28,27 +27,42 @@ from likeness.experiments.sweep import Sweep
 def run_arguments(parser: argparse.ArgumentParser, folder: Path) -> None:
     """Add what every such benchmark is asked."""
     parser.add_argument("--folder", type=Path, default=folder, help="runs, LoRAs, tables and plots")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--servers", type=int, default=1, help="ComfyUIs side by side, a run each")
+    parser.add_argument("--threads", type=int, default=1, help="of each of them")
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--changed", action="store_true", help="the folder's runs were made with other settings: anew")
 
 
 @contextmanager
-def serving(args: argparse.Namespace) -> Iterator[Server]:
-    """A ComfyUI with tiny-unet in `args.folder`, which ends with this process, however that ends."""
+def serving(args: argparse.Namespace) -> Iterator[list[Server]]:
+    """ComfyUIs with tiny-unet in `args.folder` that share models and inputs, and end with this process, however."""
     signal.signal(signal.SIGTERM, _stop)
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(args.threads)
-    base = make_base(args.folder / "base")
-    link_checkpoint(base)
-    with Server(host_path(), base, flags=(*device_flags(), *HEADLESS_FLAGS)) as server:
-        yield server
+    first = make_base(args.folder / "base")
+    link_checkpoint(first)
+    with ExitStack() as stack:
+        servers = []
+        for number in range(args.servers):
+            base = first if not number else _beside(first, number + 1)
+            servers.append(stack.enter_context(Server(host_path(), base, flags=(*device_flags(), *HEADLESS_FLAGS))))
+        yield servers
+
+
+def _beside(first: Path, number: int) -> Path:
+    """Another base, with the models and inputs of the first one."""
+    base = first.with_name(f"{first.name}-{number}")
+    base.mkdir(exist_ok=True)
+    for shared in ("models", "input"):
+        if not (base / shared).exists():
+            (base / shared).symlink_to((first / shared).resolve(), target_is_directory=True)
+    return make_base(base)
 
 
 def run(
     family: str,
     sweep: Sweep,
     args: argparse.Namespace,
-    server: Server,
+    servers: Sequence[Server],
     scorer: Callable[[Finished], dict[str, float]] | None = None,
     scoring: str = "",
 ) -> list[Record]:
@@ -57,14 +71,14 @@ def run(
     ended = conduct.conduct(
         sweep,
         Store(args.folder / family),
-        Threads([server.address], sweep.timeout, [find_node(sweep.graph, "save")]),
+        Threads([server.address for server in servers], sweep.timeout, ["save"] if "save" in sweep.graph else []),
         **({"scorer": scorer, "scoring": scoring} if scorer else {}),
         retry_failed=args.retry_failed,
         accept_change=args.changed,
         on_run=_say,
     )
     if ended.left:
-        sys.exit(f"ComfyUI ended; the same command goes on.\n{server.log_tail()}")
+        sys.exit("\n".join(["ComfyUI ended; the same command goes on.", *(each.log_tail() for each in servers)]))
     return ended.records
 
 

@@ -32,7 +32,7 @@ from .train_mmdit import PretrainedFlow, train_mmdit
 from .train_text import train_text
 from .train_unet import Pretrained, train_unet
 from .train_vae import train_vae
-from .truth import Pictures, write_archive
+from .truth import Pictures, shipped, write_archive
 from .vae import SD3, TinyVAE, widened
 
 logger = logging.getLogger(__name__)
@@ -97,9 +97,7 @@ def build(
     trained: Pretrained | PretrainedFlow
     if model == "tiny-unet":
         folder, picture = work, DOCS / "tinyworld.png"
-        shipped = [(name, style) for name in split.held_out_subjects for style in STYLES]
-        shipped += [(name, style) for name in split.pretrain_subjects for style in split.held_out_styles]
-        write_archive({pair: pictures[pair] for pair in shipped})
+        write_archive({pair: pictures[pair] for pair in shipped(split)})
         torch.manual_seed(0)
         vae = load_vae(TinyVAE(), split, pictures, folder, vae_steps, device)
         latents = encode_all(vae, pictures, pairs, folder / "latents.pt")

@@ -73,6 +73,18 @@ def make_split(class_of: dict[str, str], seed: int = 0, pretrain: int = 300, hel
     return Split(seen, held, other, styles, HELD_OUT_STYLES, class_of)
 
 
+def library_subjects(split: Split, count: int = 12) -> tuple[str, ...]:
+    """Clear subjects that the model never saw, beside the held-out ones: for those who need many LoRAs."""
+    clear = [name for name in split.other_subjects if not _LOOKALIKES.search(name)]
+    return tuple(clear[:: max(1, len(clear) // count)][:count])
+
+
+def style_subjects(split: Split, count: int = 24) -> tuple[str, ...]:
+    """Subjects of pretraining that show a style."""
+    seen = split.pretrain_subjects
+    return seen[:: max(1, len(seen) // count)][:count]
+
+
 def save_split(split: Split, path: Path = RECORD) -> None:
     path.write_text(json.dumps(split.__dict__, indent=1) + "\n")
 

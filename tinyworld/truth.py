@@ -1,7 +1,10 @@
-"""The true pictures of held-out subjects and styles, shipped as one file: `heldout.zip` (lossless WebP, RGBA).
+"""The true pictures that tests and benchmarks need, shipped as one file: `heldout.zip` (lossless WebP, RGBA).
+
+All of held-out subjects and styles; and for libraries of LoRAs some further subjects that the model never saw, and
+some that it knows, in the styles that it knows.
 
 `python -m tinyworld.truth --references <subject> <folder>` writes a subject's reference pictures with captions, and
-`--style <style> <folder>` pictures of many things in one held-out style.
+`--style <style> <folder>` pictures of many things in one style.
 """
 
 from __future__ import annotations
@@ -18,13 +21,21 @@ from PIL import Image
 
 from .dataset import caption, words
 from .pictures import composite
-from .split import STYLES, load_split
+from .split import STYLES, Split, library_subjects, load_split, style_subjects
 
 ARCHIVE = Path(__file__).with_name("heldout.zip")
 HELD_BACK_STYLE = "fluent-emoji"  # references never show it, so that a test can ask for it
 TRIGGER = "sks"
 
 Pictures = dict[tuple[str, str], NDArray[np.uint8]]
+
+
+def shipped(split: Split) -> list[tuple[str, str]]:
+    """(subject, style) of every picture in the file."""
+    pairs = [(name, style) for name in split.held_out_subjects for style in STYLES]
+    pairs += [(name, style) for name in split.pretrain_subjects for style in split.held_out_styles]
+    known = (*library_subjects(split), *style_subjects(split))
+    return pairs + [(name, style) for name in known for style in split.pretrain_styles]
 
 
 def write_archive(pictures: Pictures, path: Path = ARCHIVE) -> None:
@@ -67,7 +78,7 @@ def true_picture(subject: str, style: str, background: tuple[int, int, int] = (2
 def write_references(
     subject: str, folder: Path, styles: tuple[str, ...] | None = None, trigger: str = TRIGGER
 ) -> list[Path]:
-    """Reference PNGs of one held-out subject with .txt captions such as "a flat picture of a sks"."""
+    """Reference PNGs of one subject that the model never saw, with captions such as "a flat picture of a sks"."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for style in styles or reference_styles():
@@ -80,17 +91,14 @@ def write_references(
 
 
 def write_style(style: str, folder: Path, count: int = 24, trigger: str = TRIGGER) -> list[Path]:
-    """PNGs of `count` subjects that the model knows, in a style that it does not: "a sks picture of a cat".
+    """PNGs of `count` (at most 24 for a style of pretraining) subjects that the model knows: "a sks picture of a cat".
 
     Raises:
-        ValueError: a style of pretraining, whose pictures are not shipped.
+        ValueError: there is no such style, or not so many pictures of it.
     """
-    split = load_split()
-    if style not in split.held_out_styles:
-        raise ValueError(f"{style!r} is no held-out style; they are {', '.join(split.held_out_styles)}")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for subject in split.pretrain_subjects[:: max(1, len(split.pretrain_subjects) // count)][:count]:
+    for subject in style_subjects(load_split(), count):
         path = folder / f"{subject}.png"
         Image.fromarray((true_picture(subject, style) * 255).round().astype(np.uint8)).save(path)
         path.with_suffix(".txt").write_text(f"a {trigger} picture of a {words(subject)}\n")

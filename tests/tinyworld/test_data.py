@@ -16,7 +16,7 @@ from PIL import Image
 from likeness.tinyworld import truth
 from likeness.tinyworld.dataset import caption, composite_batch, draw_caption
 from likeness.tinyworld.pictures import composite
-from likeness.tinyworld.split import STYLE_WORDS, STYLES, load_split, make_split, save_split
+from likeness.tinyworld.split import STYLE_WORDS, STYLES, library_subjects, load_split, make_split, save_split
 
 
 def test_nothing_held_out_was_seen() -> None:
@@ -96,7 +96,18 @@ def test_shipped_pictures_are_whole_and_small() -> None:
     pictures, split = truth.held_out_pictures(), load_split()
     assert all((name, style) in pictures for name in split.held_out_subjects for style in STYLES)
     assert all((name, style) in pictures for name in split.pretrain_subjects for style in split.held_out_styles)
+    assert set(pictures) == set(truth.shipped(split))
     assert all(p.shape == (64, 64, 4) and p[..., 3].max() > 0 for p in pictures.values())
+
+
+def test_a_library_can_be_taught_of_what_ships(tmp_path: Path) -> None:
+    """Fails if a subject of the library was seen in pretraining, or a known style's pictures are missing."""
+    split = load_split()
+    library = library_subjects(split)
+    assert len(library) == 12 and not set(library) & {*split.pretrain_subjects, *split.held_out_subjects}
+    assert len(truth.write_references(library[0], tmp_path / "subject")) == 5
+    for style in split.pretrain_styles:
+        assert len(truth.write_style(style, tmp_path / style)) == 24
 
 
 def test_archive_is_lossless_and_repeatable(tmp_path: Path) -> None:
@@ -127,5 +138,5 @@ def test_pictures_in_a_style_name_what_they_show_and_not_the_style(tmp_path: Pat
     captions = [path.with_suffix(".txt").read_text() for path in written]
     assert len({path.read_bytes() for path in written}) == len(set(captions)) == 12
     assert all(text.startswith("a sks picture of a ") and "retro" not in text for text in captions)
-    with pytest.raises(ValueError, match="no held-out style"):
-        truth.write_style("noto", tmp_path)
+    with pytest.raises(ValueError, match="no true picture"):
+        truth.write_style("notto", tmp_path)
