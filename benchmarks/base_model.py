@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,8 +34,8 @@ def host_folder() -> Path:
     return folder
 
 
-def open_host() -> None:
-    """Make the host importable as its `main.py --cpu --use-pytorch-cross-attention` would be."""
+def open_host(device: str = "cpu") -> None:
+    """Make the host importable as its `main.py --use-pytorch-cross-attention` would be, with `--cpu` on a CPU."""
     folder = str(host_folder())
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -41,7 +43,7 @@ def open_host() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import comfy.cli_args
 
-    comfy.cli_args.args.cpu = True
+    comfy.cli_args.args.cpu = device == "cpu"
     comfy.cli_args.args.use_pytorch_cross_attention = True
 
 
@@ -68,39 +70,98 @@ def _peer_class(model: Model) -> Any:
 def write_weights(model: Model, path: Path, seed: int) -> int:
     """Draw the weights and write them under the host's names; returns how many numbers they are."""
     torch.manual_seed(seed)
-    peer = _peer_class(model)(**model.config)
-    table = names(model)
-    parts: dict[str, list[tuple[int, Tensor]]] = {}
-    for key, tensor in peer.state_dict().items():
-        entry = table[key]
-        start = entry.rows[0] if entry.rows else 0
-        parts.setdefault(entry.name, []).append((start, entry.turn(tensor) if entry.turn else tensor))
-    tensors = {
-        name: torch.cat([tensor for _, tensor in sorted(found, key=lambda part: part[0])]).contiguous()
-        for name, found in parts.items()
-    }
+    tensors = _under_host_names(model, _peer_class(model)(**model.config).state_dict())
     save_file(tensors, str(path))
     return sum(tensor.numel() for tensor in tensors.values())
 
 
+def _under_host_names(model: Model, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state of diffusers' model as the host's; of tensors on the device meta too."""
+    table = names(model)
+    parts: dict[str, list[tuple[int, Tensor]]] = {}
+    for key, tensor in theirs.items():
+        entry = table[key]
+        start = entry.rows[0] if entry.rows else 0
+        parts.setdefault(entry.name, []).append((start, entry.turn(tensor) if entry.turn else tensor))
+    return {
+        name: torch.cat([tensor for _, tensor in sorted(found, key=lambda part: part[0])]).contiguous()
+        for name, found in parts.items()
+    }
+
+
 def load_in_host(model: Model, path: Path) -> Any:
     """A MODEL of the host (a ModelPatcher), fp32, on the CPU, its parameters frozen."""
+    tensors = load_file(str(path))
+    made = _made_in_host(model, tensors, torch.device("cpu"), torch.float32)
+    made.diffusion_model.load_state_dict(tensors, strict=True)
+    return _patcher(made, torch.device("cpu"))
+
+
+def _made_in_host(
+    model: Model,
+    tensors: Mapping[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    compute: torch.dtype | None = None,
+) -> Any:
+    """The host's model with room for these tensors; compute: None = in their dtype."""
     import comfy.model_detection
-    import comfy.model_patcher
     import comfy.supported_models
 
     # Made directly: by its own detection the host takes a model with fewer blocks than the real one for none it knows.
-    tensors, device = load_file(str(path)), torch.device("cpu")
     found = comfy.model_detection.detect_unet_config(tensors, "")
     blocks = {key: value for key, value in model.host.items() if key == "num_blocks"}
     with torch.inference_mode(False):
-        config = getattr(comfy.supported_models, model.kind)({**found, **blocks, "dtype": torch.float32})
-        config.set_inference_dtype(torch.float32, None)
-        made = config.get_model({}, "", device=device)
-        made.diffusion_model.load_state_dict(tensors, strict=True)
+        config = getattr(comfy.supported_models, model.kind)({**found, **blocks, **model.unet, "dtype": dtype})
+        config.set_inference_dtype(dtype, compute)
+        return config.get_model({}, "", device=device)
+
+
+def _patcher(made: Any, device: torch.device) -> Any:
+    import comfy.model_patcher
+
     made.requires_grad_(False)
     made.eval()
-    return comfy.model_patcher.ModelPatcher(made, load_device=device, offload_device=device)
+    return comfy.model_patcher.ModelPatcher(made, load_device=device, offload_device=torch.device("cpu"))
+
+
+def random_in_host(model: Model, device: torch.device, dtype: torch.dtype, compute: torch.dtype | None = None) -> Any:
+    """As :func:`load_in_host`, with weights drawn where they will be: no file of 24 GB."""
+    with torch.device("meta"):
+        state = _under_host_names(model, _peer_class(model)(**model.config).state_dict())
+    made = _made_in_host(model, state, device, dtype, compute)
+    there = made.diffusion_model.state_dict()
+    if set(there) != set(state):
+        raise ValueError(f"the host's {model.kind} has other tensors: {sorted(set(there) ^ set(state))[:4]}")
+    for name, tensor in there.items():
+        tensor.copy_(drawn(name, tensor.shape, device))
+    return _patcher(made, device)
+
+
+def random_in_diffusers(model: Model, device: torch.device, dtype: torch.dtype) -> Any:
+    """The same weights in diffusers' model, frozen."""
+    with torch.device("meta"):
+        peer = _peer_class(model)(**model.config)
+        whole = {name: tensor.shape for name, tensor in _under_host_names(model, peer.state_dict()).items()}
+    peer = peer.to(dtype).to_empty(device=device)
+    table = names(model)
+    for key, tensor in peer.state_dict().items():
+        entry = table[key]
+        theirs = drawn(entry.name, whole[entry.name], device)
+        if entry.rows is not None:
+            theirs = theirs.narrow(0, *entry.rows)
+        tensor.copy_(entry.turn(theirs) if entry.turn else theirs)
+    peer.requires_grad_(False)
+    peer.eval()
+    return peer
+
+
+def drawn(name: str, shape: torch.Size, device: torch.device) -> Tensor:
+    """The tensor of that host name, bf16, by its name alone: N(0, 1/fan-in); scales of norms 1, biases 0."""
+    if len(shape) < 2:
+        return torch.full(shape, float(not name.endswith("bias")), dtype=torch.bfloat16, device=device)
+    chance = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(shape, generator=chance, dtype=torch.bfloat16, device=device).mul_(shape[1:].numel() ** -0.5)
 
 
 def load_in_diffusers(model: Model, path: Path) -> Any:
@@ -143,6 +204,7 @@ def host_arguments(patcher: Any, text: Tensor, pooled: Tensor, noise: Tensor) ->
         width=width,
         height=height,
         prompt_type="positive",
+        guidance=1.0,
         **({"pooled_output": pooled} if pooled.numel() else {}),
     )
     return {name: cond.cond for name, cond in conds.items()}
@@ -150,14 +212,38 @@ def host_arguments(patcher: Any, text: Tensor, pooled: Tensor, noise: Tensor) ->
 
 def peer_forward(model: Model, peer: Any, noisy: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
     """diffusers' model, as its training scripts call it: noisy (B, C, H, W), t (B,), text and pooled as above."""
+    if model.kind == "Flux":
+        return _flux_forward(peer, noisy, t, text, pooled)
     if model.flow:
         out = peer(
             hidden_states=noisy, timestep=t, encoder_hidden_states=text, pooled_projections=pooled, return_dict=False
         )
     else:
         height, width = (8 * side for side in noisy.shape[-2:])
-        ids = torch.tensor([[height, width, 0, 0, height, width]] * len(noisy), dtype=noisy.dtype)
+        ids = torch.tensor([[height, width, 0, 0, height, width]] * len(noisy), dtype=noisy.dtype, device=noisy.device)
         more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}} if model.pooled else {}
         out = peer(noisy, t, encoder_hidden_states=text, return_dict=False, **more)
     result: Tensor = out[0]
     return result
+
+
+def _flux_forward(peer: Any, noisy: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
+    """Of 2×2 patches, with positions of rows and columns, at guidance 1."""
+    batch, channels, height, width = noisy.shape
+    rows, columns = height // 2, width // 2
+    tokens = noisy.view(batch, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    places = torch.zeros(rows, columns, 3, device=noisy.device, dtype=noisy.dtype)
+    places[..., 1] = torch.arange(rows, device=noisy.device)[:, None]
+    places[..., 2] = torch.arange(columns, device=noisy.device)[None]
+    out = peer(
+        hidden_states=tokens,
+        timestep=t / 1000,
+        guidance=torch.ones(batch, device=noisy.device),
+        pooled_projections=pooled,
+        encoder_hidden_states=text,
+        txt_ids=torch.zeros(text.shape[1], 3, device=noisy.device, dtype=noisy.dtype),
+        img_ids=places.flatten(0, 1),
+        return_dict=False,
+    )[0]
+    patches = out.view(batch, rows, columns, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return patches.reshape(noisy.shape)

@@ -7,7 +7,7 @@ Each is made by diffusers, seeded, and written under the host's names by the hos
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -30,8 +30,9 @@ class Model:
     """A model and what goes in.
 
     kind: class of comfy.supported_models. peer: class of diffusers and its configuration. host: what the host's own
-    table of names asks for. latent: (C, H, W). text: (tokens, width). pooled: width, 0 = none. flow: predicts the
-    velocity, else ε. res_blocks: a level, where the run ends in a file of kohya's names; else it has the host's.
+    table of names asks for. unet: what the host's detection takes for granted. latent: (C, H, W). text: (tokens,
+    width). pooled: width, 0 = none. flow: predicts the velocity, else ε. res_blocks: a level, where the run ends in a
+    file of kohya's names; else it has the host's.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Model:
     batch: int = 1
     checkpointing: tuple[bool, ...] = (False,)
     res_blocks: list[int] = field(default_factory=list)
+    unet: dict[str, Any] = field(default_factory=dict)
 
     @property
     def pictures(self) -> int:
@@ -135,6 +137,76 @@ MODELS: dict[str, Model] = {
 }
 
 
+def _flux(heads: int, double: int, single: int, text: int, pooled: int, side: int) -> Model:
+    """A Flux of 128 channels a head, guidance embedded."""
+    return Model(
+        kind="Flux",
+        peer="FluxTransformer2DModel",
+        config={
+            "patch_size": 1,
+            "in_channels": 64,
+            "num_layers": double,
+            "num_single_layers": single,
+            "attention_head_dim": 128,
+            "num_attention_heads": heads,
+            "joint_attention_dim": text,
+            "pooled_projection_dim": pooled,
+            "guidance_embeds": True,
+        },
+        host={"depth": double, "depth_single_blocks": single, "hidden_size": 128 * heads},
+        unet={"num_heads": heads},
+        text=(512 if heads > 2 else 8, text),
+        latent=(16, side, side),
+        pooled=pooled,
+        flow=True,
+    )
+
+
+_SDXL = MODELS["sdxl"]
+
+WHOLE: dict[str, Model] = {
+    "sdxl-1024": replace(
+        _SDXL,
+        config={
+            **_SDXL.config,
+            "sample_size": 128,
+            "layers_per_block": 2,
+            "transformer_layers_per_block": (1, 2, 10),
+        },
+        host={
+            "num_res_blocks": [2, 2, 2],
+            "channel_mult": [1, 2, 4],
+            "transformer_depth": [0, 0, 2, 2, 10, 10],
+            "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+            "transformer_depth_middle": 10,
+        },
+        latent=(4, 128, 128),
+    ),
+    "flux": _flux(heads=24, double=19, single=38, text=4096, pooled=768, side=128),
+}
+"""The real models, all blocks, latents of 1024² pixels: for a GPU (gpu_step.py)."""
+
+TINY: dict[str, Model] = {
+    "sdxl-1024": replace(
+        _SDXL,
+        config={
+            **_SDXL.config,
+            "block_out_channels": (64, 128, 256),
+            "cross_attention_dim": 64,
+            "attention_head_dim": (1, 2, 4),
+        },
+        text=(8, 64),
+    ),
+    "flux": _flux(heads=2, double=1, single=2, text=64, pooled=32, side=16),
+}
+"""The same in small, to try gpu_step.py out on a CPU."""
+
+
+def model_of(name: str, tiny: bool = False) -> Model:
+    """By its name in :data:`MODELS` or, whole or tiny, in :data:`WHOLE`."""
+    return MODELS[name] if name in MODELS else (TINY if tiny else WHOLE)[name]
+
+
 def names(model: Model) -> dict[str, Entry]:
     """diffusers tensor name -> its place in the host's model, by the host's own table; some are in neither model."""
     import comfy.utils
@@ -142,11 +214,15 @@ def names(model: Model) -> dict[str, Entry]:
     if model.peer == "UNet2DConditionModel":
         config = {key: list(value) if isinstance(value, list) else value for key, value in model.host.items()}
         return {key: Entry(name) for key, name in comfy.utils.unet_to_diffusers(config).items()}
-    table: dict[str, Any] = comfy.utils.mmdit_to_diffusers(model.host)
+    flux = model.peer == "FluxTransformer2DModel"
+    make = comfy.utils.flux_to_diffusers if flux else comfy.utils.mmdit_to_diffusers
+    table: dict[str, Any] = make(model.host)
     found = {}
     for key, place in table.items():
         name, where, turn, *_ = (*place, None, None) if isinstance(place, tuple) else (place, None, None)
         found[key] = Entry(name, where[1:] if where else None, turn)
+    if flux:
+        return found
     # The table knows the last block, whose norm is of another kind, only where all blocks are there.
     last = model.host["num_blocks"] - 1
     for end in ("weight", "bias"):

@@ -37,7 +37,8 @@ kept = dict(rank=2, alpha=1.0, learning_rate=1e-2, targets="all", batch_size=2, 
 kept["caption_dropout"] = 0.2
 often = TrainingConfig(steps=100_000, checkpoint_every=1, keep_last=2, **kept)
 steps, half, back, before_first = [0], 0, 0, 0
-while len(steps) <= kills:
+# where a busy machine let no kill hit a moment of writing, some more
+while len(steps) <= kills or (len(steps) <= 6 * kills and not (half and back and before_first and steps[-1] > 5)):
     there = checkpoints.checkpoints_in(run)
     start = None if not there else run
     if len(there) > 1 and chance.random() < 0.2:
