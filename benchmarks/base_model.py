@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -61,7 +60,8 @@ def open_pack() -> ModuleType:
     return pack
 
 
-def _peer_class(model: Model) -> Any:
+def peer_class(model: Model) -> Any:
+    """Its class in diffusers."""
     import diffusers
 
     return getattr(diffusers, model.peer)
@@ -70,12 +70,12 @@ def _peer_class(model: Model) -> Any:
 def write_weights(model: Model, path: Path, seed: int) -> int:
     """Draw the weights and write them under the host's names; returns how many numbers they are."""
     torch.manual_seed(seed)
-    tensors = _under_host_names(model, _peer_class(model)(**model.config).state_dict())
+    tensors = under_host_names(model, peer_class(model)(**model.config).state_dict())
     save_file(tensors, str(path))
     return sum(tensor.numel() for tensor in tensors.values())
 
 
-def _under_host_names(model: Model, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under_host_names(model: Model, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state of diffusers' model as the host's; of tensors on the device meta too."""
     table = names(model)
     parts: dict[str, list[tuple[int, Tensor]]] = {}
@@ -92,12 +92,12 @@ def _under_host_names(model: Model, theirs: Mapping[str, Tensor]) -> dict[str, T
 def load_in_host(model: Model, path: Path) -> Any:
     """A MODEL of the host (a ModelPatcher), fp32, on the CPU, its parameters frozen."""
     tensors = load_file(str(path))
-    made = _made_in_host(model, tensors, torch.device("cpu"), torch.float32)
+    made = made_in_host(model, tensors, torch.device("cpu"), torch.float32)
     made.diffusion_model.load_state_dict(tensors, strict=True)
-    return _patcher(made, torch.device("cpu"))
+    return as_model(made, torch.device("cpu"))
 
 
-def _made_in_host(
+def made_in_host(
     model: Model,
     tensors: Mapping[str, Tensor],
     device: torch.device,
@@ -117,7 +117,8 @@ def _made_in_host(
         return config.get_model({}, "", device=device)
 
 
-def _patcher(made: Any, device: torch.device) -> Any:
+def as_model(made: Any, device: torch.device) -> Any:
+    """The host's model as its MODEL (a ModelPatcher), frozen."""
     import comfy.model_patcher
 
     made.requires_grad_(False)
@@ -125,49 +126,10 @@ def _patcher(made: Any, device: torch.device) -> Any:
     return comfy.model_patcher.ModelPatcher(made, load_device=device, offload_device=torch.device("cpu"))
 
 
-def random_in_host(model: Model, device: torch.device, dtype: torch.dtype, compute: torch.dtype | None = None) -> Any:
-    """As :func:`load_in_host`, with weights drawn where they will be: no file of 24 GB."""
-    with torch.device("meta"):
-        state = _under_host_names(model, _peer_class(model)(**model.config).state_dict())
-    made = _made_in_host(model, state, device, dtype, compute)
-    there = made.diffusion_model.state_dict()
-    if set(there) != set(state):
-        raise ValueError(f"the host's {model.kind} has other tensors: {sorted(set(there) ^ set(state))[:4]}")
-    for name, tensor in there.items():
-        tensor.copy_(drawn(name, tensor.shape, device))
-    return _patcher(made, device)
-
-
-def random_in_diffusers(model: Model, device: torch.device, dtype: torch.dtype) -> Any:
-    """The same weights in diffusers' model, frozen."""
-    with torch.device("meta"):
-        peer = _peer_class(model)(**model.config)
-        whole = {name: tensor.shape for name, tensor in _under_host_names(model, peer.state_dict()).items()}
-    peer = peer.to(dtype).to_empty(device=device)
-    table = names(model)
-    for key, tensor in peer.state_dict().items():
-        entry = table[key]
-        theirs = drawn(entry.name, whole[entry.name], device)
-        if entry.rows is not None:
-            theirs = theirs.narrow(0, *entry.rows)
-        tensor.copy_(entry.turn(theirs) if entry.turn else theirs)
-    peer.requires_grad_(False)
-    peer.eval()
-    return peer
-
-
-def drawn(name: str, shape: torch.Size, device: torch.device) -> Tensor:
-    """The tensor of that host name, bf16, by its name alone: N(0, 1/fan-in); scales of norms 1, biases 0."""
-    if len(shape) < 2:
-        return torch.full(shape, float(not name.endswith("bias")), dtype=torch.bfloat16, device=device)
-    chance = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
-    return torch.randn(shape, generator=chance, dtype=torch.bfloat16, device=device).mul_(shape[1:].numel() ** -0.5)
-
-
 def load_in_diffusers(model: Model, path: Path) -> Any:
     """The same tensors in diffusers' model, fp32, frozen."""
     with torch.device("meta"):
-        peer = _peer_class(model)(**model.config)
+        peer = peer_class(model)(**model.config)
     peer.to_empty(device="cpu")
     theirs, table = load_file(str(path)), names(model)
     tensors: dict[str, Tensor] = {}

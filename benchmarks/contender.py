@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +17,7 @@ import base_model
 import memory
 import torch
 from gate import Gate
-from models import MODELS, Model
+from models import Model, model_of
 from stream import Stream
 
 
@@ -26,7 +26,7 @@ class Job:
     """What the conductor wants of this process."""
 
     who: str
-    model_name: str  # of models.MODELS
+    model_name: str  # as models.model_of takes it
     targets: str  # attention | all
     checkpointing: bool
     steps: int  # all steps of the run, the gated ones and one more
@@ -36,10 +36,14 @@ class Job:
     seed: int
     threads: int
     folder: str  # weights.safetensors, stream.safetensors; exports go here too
+    base: str = "fp32"  # what the model computes in: fp32 | bf16
+    files: bool = True  # first values and exports are written, to be compared
+    tiny: bool = False
+    options: dict[str, Any] = field(default_factory=dict)  # more of TrainingConfig
 
     @property
     def model(self) -> Model:
-        return MODELS[self.model_name]
+        return model_of(self.model_name, self.tiny)
 
     @property
     def name(self) -> str:

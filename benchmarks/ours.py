@@ -27,7 +27,7 @@ SAME = {"max_grad_norm": 0.0, "weight_decay": 0.01, "timestep_sampling": "unifor
 class Watched:
     """A Denoiser that stops at the gate before each prediction, and notes what the trainer drew."""
 
-    def __init__(self, denoiser: Any, gate: Gate, init_file: Path) -> None:
+    def __init__(self, denoiser: Any, gate: Gate, init_file: Path | None) -> None:
         self._denoiser, self._gate, self._init_file = denoiser, gate, init_file
         self.module: nn.Module = denoiser.module
         self.parameterisation = denoiser.parameterisation
@@ -44,7 +44,7 @@ class Watched:
         return noisy
 
     def denoise(self, noisy: Tensor, sigma: Tensor, conds: Sequence[Any]) -> Tensor:
-        if not self._init_file.is_file():
+        if self._init_file is not None and not self._init_file.is_file():
             save_file(adapters(self.module), str(self._init_file))
         self._gate.step()
         x0: Tensor = self._denoiser.denoise(noisy, sigma, conds)
@@ -68,11 +68,11 @@ def run(job: Job, stream: Stream, gate: Gate, patcher: Any) -> dict[str, Any]:
     from likeness.lora.keys import from_deltas, rename
     from likeness.nodes.host import HostDenoiser, autograd_weights, ordinary_tensors
     from likeness.nodes.host.conditioning import detach_cond, make_cond
+    from likeness.nodes.host.memory import estimated, training_memory
     from likeness.trainers.config import TrainingConfig
     from likeness.trainers.dataset import Example, TrainingSet
     from likeness.trainers.loop import Callbacks, train
 
-    comfy.model_management.load_models_gpu([patcher])
     config = TrainingConfig(
         steps=job.steps,
         learning_rate=job.lr,
@@ -83,11 +83,14 @@ def run(job: Job, stream: Stream, gate: Gate, patcher: Any) -> dict[str, Any]:
         batch_size=job.model.batch,
         gradient_checkpointing=job.checkpointing,
         **SAME,
+        **job.options,
     )
+    comfy.model_management.load_models_gpu([patcher], training_memory(patcher, config, stream.latents[:1]))
     if job.who == "Likeness adaptive":  # the same mean rank, as far as it stays there
         config = replace(config, algorithm="adaptive", target_rank=job.rank)
     with ordinary_tensors(), autograd_weights(patcher.model), tempfile.TemporaryDirectory() as folder:
-        denoiser = Watched(HostDenoiser(patcher), gate, job.init_file())
+        host = HostDenoiser(patcher)
+        denoiser = Watched(host, gate, job.init_file() if job.files else None)
         conds = [
             detach_cond(make_cond(patcher, base_model.conditioning(*text), latents[None], {}), denoiser.device)
             for *text, latents in zip(stream.text, stream.pooled, stream.latents, strict=True)
@@ -96,7 +99,16 @@ def run(job: Job, stream: Stream, gate: Gate, patcher: Any) -> dict[str, Any]:
             Example(latents=x, flipped=None, cond=cond, mask=None)
             for x, cond in zip(stream.latents, conds, strict=True)
         )
-        result = train(denoiser, TrainingSet(examples=examples, empty=conds[0]), config, Path(folder), Callbacks())
+        data = TrainingSet(examples=examples, empty=conds[0])
+        estimate = None if job.files else estimated(host, data, config)  # as the node does before it trains
+        result = train(denoiser, data, config, Path(folder), Callbacks())
+    if not job.files:
+        return {
+            "losses": list(result.losses),
+            "layers": len(result.deltas),
+            "notes": list(result.notes),
+            "estimate_gib": estimate and estimate.total(config) / (1 << 30),
+        }
     deltas, blocks = from_deltas(result.deltas), job.model.res_blocks
     named = rename(deltas, "kohya", blocks) if blocks else rename(deltas, "comfy")
     write_safetensors(job.path(job.name + ".safetensors"), named, {})
@@ -122,7 +134,8 @@ class _Recorder:
         self.module = nn.ModuleDict({"attn1": nn.ModuleDict({"to_q": nn.Linear(width, width)})})
         self.parameterisation = "flow" if model.flow else "eps"
         known = comfy.model_sampling
-        sampling = known.ModelSamplingDiscreteFlow if model.flow else known.ModelSamplingDiscrete
+        flow = known.ModelSamplingFlux if model.kind == "Flux" else known.ModelSamplingDiscreteFlow
+        sampling = flow if model.flow else known.ModelSamplingDiscrete
         self.sigmas = sampling(getattr(comfy.supported_models, model.kind)({})).sigmas
         self.device = torch.device("cpu")
         self.asked: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -26,14 +26,15 @@ def run(job: Job, stream: Stream, gate: Gate, unet: Any) -> dict[str, Any]:
     layers = targets(unet, job.targets)
     make_config: Any = LoraConfig  # it says int, and takes a float as well
     unet.add_adapter(make_config(r=job.rank, lora_alpha=job.alpha, init_lora_weights=True, target_modules=layers))
-    _start_from(job, unet)
+    if job.files:
+        _start_from(job, unet)
     if job.checkpointing:
         unet.enable_gradient_checkpointing()
     unet.train()
     params = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=job.lr, betas=(0.9, 0.999), weight_decay=0.01, eps=1e-8)
     steps_of = [timestep(sigma, job.model.flow) for sigma in stream.sigma]
-    losses: list[float] = []
+    losses: list[torch.Tensor] = []
     for i in range(job.steps):
         gate.step()
         x0, noise, t = stream.x0[i], stream.noise[i], steps_of[i]
@@ -42,15 +43,19 @@ def run(job: Job, stream: Stream, gate: Gate, unet: Any) -> dict[str, Any]:
             noisy, target = (1.0 - sigma) * x0 + sigma * noise, noise - x0
         else:
             noisy, target = scheduler.add_noise(x0, noise, t), noise
-        predicted = base_model.peer_forward(job.model, unet, noisy, t, *stream.texts(i))
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=job.base == "bf16"):
+            given = [each.to(unet.dtype) for each in (noisy, *stream.texts(i))]
+            predicted = base_model.peer_forward(job.model, unet, given[0], t, *given[1:])
         loss = torch.nn.functional.mse_loss(predicted.float(), target.float(), reduction="mean")
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss.detach()))
+        losses.append(loss.detach())
+    if not job.files:
+        return {"losses": list(map(float, losses)), "layers": len(layers)}
     _export(job, unet)
     return {
-        "losses": losses,
+        "losses": list(map(float, losses)),
         "layers": len(layers),
         "names": sorted(models.layers(job.model)[name] for name in layers),
     }
