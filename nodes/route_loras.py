@@ -19,7 +19,6 @@ from ..merging.route_prompt import parse_prompt
 from ..merging.route_report import route_files, route_json, route_plot, route_table
 from ..merging.selection import select_files
 from . import host
-from .apply_merged import LikenessApplyMerged
 from .host.similarity import text_embedder
 
 LoraStack = io.Custom("LORA_STACK")
@@ -216,5 +215,5 @@ def _applied(model: Any, clip: Any, found: Route) -> tuple[Any, Any]:
     layers = host.model_layers(model)
     for one in found.chosen:
         lora = load_lora(_path(one.card.file), layers)
-        model, clip, _ = LikenessApplyMerged.execute(model, lora, one.weight, clip, one.clip).result
+        model, clip, _ = host.applied(model, lora, one.weight, clip, one.clip)
     return model, clip

@@ -21,3 +21,11 @@ def alpha_input(tooltip: str) -> io.Input:
 def weighting_input(tooltip: str) -> io.Input:
     """weighting. Optional: prompts from before it was an input do not name it, and mean "none"."""
     return io.Combo.Input("weighting", optional=True, options=list(WEIGHTED), default="auto", tooltip=tooltip)
+
+
+def size_inputs() -> list[io.Input]:
+    """width and height of what is imagined or drawn where there are no pictures."""
+    return [
+        io.Int.Input(name, optional=True, default=512, min=16, max=16384, step=8, tooltip="Without pictures: pixels.")
+        for name in ("width", "height")
+    ]

@@ -11,7 +11,7 @@ from ..merging.selection import select_files
 from ..trainers.config import TrainingConfig
 from .host.rar import Library, learn_rar
 from .merge_sources import files_fingerprint
-from .rows import seed_input
+from .rows import seed_input, size_inputs
 from .types import HyperNetworkSocket, TrainingOptions
 from .zip_lora import NOT_OURS
 
@@ -76,12 +76,7 @@ class LikenessTrainLoRARar(io.ComfyNode):
                 io.String.Input(
                     "filename", default="likeness/my_hypernetwork", tooltip="Below models/hypernetworks, no ending."
                 ),
-                io.Int.Input(
-                    "width", optional=True, default=512, min=16, max=16384, step=8, tooltip="Without pictures: pixels."
-                ),
-                io.Int.Input(
-                    "height", optional=True, default=512, min=16, max=16384, step=8, tooltip="Without pictures: pixels."
-                ),
+                *size_inputs(),
                 TrainingOptions.Input(
                     "options", optional=True, tooltip="From Training Options (Likeness): schedule, memory, checkpoints."
                 ),

@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from ..trainers.config import TARGETS, TrainingConfig
 from . import host
 from .host.zipped import NOISE, WITHOUT_PICTURES, Asked, Drawing
-from .rows import seed_input
+from .rows import seed_input, size_inputs
 from .types import Dataset, LoraModel, TrainingOptions
 
 MOST = 4
@@ -108,12 +108,7 @@ class LikenessZipLoRA(io.ComfyNode):
                     "are added up.",
                 ),
                 io.Int.Input("batch_size", optional=True, default=1, min=1, max=64, tooltip="Pictures of each a step."),
-                io.Int.Input(
-                    "width", optional=True, default=512, min=16, max=16384, step=8, tooltip="Without pictures: pixels."
-                ),
-                io.Int.Input(
-                    "height", optional=True, default=512, min=16, max=16384, step=8, tooltip="Without pictures: pixels."
-                ),
+                *size_inputs(),
                 io.Int.Input(
                     "pictures", optional=True, default=4, min=1, max=1000, tooltip="Drawn pictures of each LoRA."
                 ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .applied import applied
 from .denoiser import HostDenoiser
 from .folders import folder_fingerprint, input_folder, model_file
 from .layers import model_layers
@@ -14,6 +15,7 @@ from .zipped import learn_zip
 __all__ = [
     "HostDenoiser",
     "Trained",
+    "applied",
     "autograd_weights",
     "describe_options",
     "find_learning_rate",
