@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -40,11 +41,13 @@ def serving(args: argparse.Namespace) -> Iterator[list[Server]]:
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(args.threads)
     first = make_base(args.folder / "base")
     link_checkpoint(first)
+    bases = [first, *(_beside(first, number) for number in range(2, args.servers + 1))]
+    servers = [Server(host_path(), base, flags=(*device_flags(), *HEADLESS_FLAGS)) for base in bases]
     with ExitStack() as stack:
-        servers = []
-        for number in range(args.servers):
-            base = first if not number else _beside(first, number + 1)
-            servers.append(stack.enter_context(Server(host_path(), base, flags=(*device_flags(), *HEADLESS_FLAGS))))
+        for server in servers:
+            stack.callback(server.stop)
+        with ThreadPoolExecutor(len(servers)) as pool:
+            list(pool.map(Server.start, servers))
         yield servers
 
 
