@@ -152,8 +152,8 @@ def load_in_diffusers(model: Model, path: Path) -> Any:
 
 
 def conditioning(text: Tensor, pooled: Tensor) -> list[list[Any]]:
-    """One picture's text (tokens, width) and pooled text (width,) as the host's CONDITIONING."""
-    return [[text[None], {"pooled_output": pooled[None]} if pooled.numel() else {}]]
+    """One picture's text (tokens, width) and pooled text (width,) as the host's CONDITIONING, of guidance 1."""
+    return [[text[None], {"guidance": 1.0, **({"pooled_output": pooled[None]} if pooled.numel() else {})}]]
 
 
 def host_arguments(patcher: Any, text: Tensor, pooled: Tensor, noise: Tensor) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ def main() -> int:
 
     ours.draw_stream(model, steps, seed).save(folder / "stream.safetensors")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "peft")}
-    versions["ComfyUI"] = _host_version()
+    versions["ComfyUI"] = host_version()
     sys.stdout.write(
         json.dumps(
             {
@@ -45,7 +45,7 @@ def main() -> int:
     return 0
 
 
-def _host_version() -> str:
+def host_version() -> str:
     for line in (base_model.host_folder() / "comfyui_version.py").read_text().splitlines():
         if line.startswith("__version__"):
             return line.split("=")[1].strip().strip('"')

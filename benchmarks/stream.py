@@ -32,6 +32,10 @@ class Stream:
         """(B, tokens, width) and (B, width) of a step's pictures."""
         return self.text[self.picture[step]], self.pooled[self.picture[step]]
 
+    def to(self, device: torch.device) -> Stream:
+        """All of it on that device."""
+        return Stream(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
     def save(self, path: Path) -> None:
         save_file({k: v.contiguous() for k, v in vars(self).items()}, str(path))
 
@@ -59,5 +63,5 @@ def timestep(sigma: Tensor, flow: bool) -> Tensor:
     """What the network is told of σ (B,): 1000 σ of a flow, else the training step whose σ is nearest, long."""
     if flow:
         return sigma * 1000
-    grid = ddpm_sigmas().log()
+    grid = ddpm_sigmas().to(sigma.device).log()
     return (sigma.log()[:, None] - grid[None]).abs().argmin(1)

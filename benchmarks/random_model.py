@@ -1,0 +1,50 @@
+"""A base model of random weights, drawn where it will be: no file of 24 GB, and the same numbers in both libraries."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import base_model
+import torch
+from models import Model, names
+from torch import Tensor
+
+
+def random_in_host(model: Model, device: torch.device, dtype: torch.dtype, compute: torch.dtype | None = None) -> Any:
+    """A MODEL of the host, loaded by no one yet, on the device; compute: None = in dtype."""
+    with torch.device("meta"):
+        state = base_model.under_host_names(model, base_model.peer_class(model)(**model.config).state_dict())
+    made = base_model.made_in_host(model, state, device, dtype, compute)
+    there = made.diffusion_model.state_dict()
+    if set(there) != set(state):
+        raise ValueError(f"the host's {model.kind} has other tensors: {sorted(set(there) ^ set(state))[:4]}")
+    for name, tensor in there.items():
+        tensor.copy_(drawn(name, tensor.shape, device))
+    return base_model.as_model(made, device)
+
+
+def random_in_diffusers(model: Model, device: torch.device, dtype: torch.dtype) -> Any:
+    """The same weights in diffusers' model, frozen."""
+    with torch.device("meta"):
+        peer = base_model.peer_class(model)(**model.config)
+        whole = {name: tensor.shape for name, tensor in base_model.under_host_names(model, peer.state_dict()).items()}
+    peer = peer.to(dtype).to_empty(device=device)
+    table = names(model)
+    for key, tensor in peer.state_dict().items():
+        entry = table[key]
+        theirs = drawn(entry.name, whole[entry.name], device)
+        if entry.rows is not None:
+            theirs = theirs.narrow(0, *entry.rows)
+        tensor.copy_(entry.turn(theirs) if entry.turn else theirs)
+    peer.requires_grad_(False)
+    peer.eval()
+    return peer
+
+
+def drawn(name: str, shape: torch.Size, device: torch.device) -> Tensor:
+    """The tensor of that host name, bf16, by its name alone: N(0, 1/fan-in); scales of norms 1, biases 0."""
+    if len(shape) < 2:
+        return torch.full(shape, float(not name.endswith("bias")), dtype=torch.bfloat16, device=device)
+    chance = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(shape, generator=chance, dtype=torch.bfloat16, device=device).mul_(shape[1:].numel() ** -0.5)
