@@ -57,18 +57,44 @@ class _InMemory:
         pass  # the copy goes with its last user
 
 
+_SLAB = 512 << 20
+"""Bytes of pinned memory at a time. Torch rounds each pinned tensor up to a power of two, so that a model's weights,
+pinned one by one, would take half as much main memory again."""
+
+
+def _pinned(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+
 class MemoryHome:
     """The machine's main memory, pinned where that can be had, so that copies run beside the computation."""
 
+    def __init__(self) -> None:
+        self._slabs: list[tuple[Tensor, int]] = []  # and how much of each is taken
+        self._pins = True
+
     def keep(self, tensor: Tensor) -> Kept:
         """Put a copy there."""
-        copy = tensor.detach().to("cpu", copy=True)
-        if tensor.is_cuda:
+        if not tensor.is_cuda:
+            return _InMemory(tensor.detach().to("cpu", copy=True))
+        room = self.room(_size(tensor))
+        copy = room.view(tensor.dtype).view(tensor.shape)
+        return _InMemory(copy.copy_(tensor.detach()))
+
+    def room(self, size: int) -> Tensor:
+        """(size,) bytes of their own, pinned if possible: in the first slab that has room."""
+        for number, (slab, taken) in enumerate(self._slabs):
+            if taken + size <= len(slab):
+                self._slabs[number] = slab, -(-(taken + size) // 512) * 512
+                return slab[taken : taken + size]
+        if self._pins:
             try:
-                copy = copy.pin_memory()
+                self._slabs.append((_pinned(max(size, _SLAB)), 0))
+                return self.room(size)
             except RuntimeError as why:
                 log.warning("weights that were swapped out could not be pinned (%s); copies are slower", why)
-        return _InMemory(copy)
+                self._pins = False
+        return torch.empty(size, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)

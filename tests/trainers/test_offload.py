@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from likeness.trainers import offload
 from likeness.trainers.offload import FileHome, MemoryHome, offloaded_blocks
 from likeness.trainers.recompute import recomputed_blocks
 
@@ -88,6 +89,42 @@ def test_gradients_are_the_same_and_the_model_comes_back(
         assert offload.fetches == offload.count * 5
     assert state(net) == before
     assert all(map(torch.equal, gradients(net, x), expected))
+
+
+def test_pinned_weights_take_little_more_than_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flux' single blocks in small: fails if weights overlap, or each is rounded up to a power of two by itself."""
+    made: list[Tensor] = []
+
+    def pinned(size: int) -> Tensor:
+        made.append(torch.empty(1 << (size - 1).bit_length(), dtype=torch.uint8))
+        return made[-1][:size]
+
+    monkeypatch.setattr(offload, "_pinned", pinned)
+    monkeypatch.setattr(offload, "_SLAB", 512 << 10)
+    home = MemoryHome()
+    sizes = [132 << 10, 94 << 10, 56 << 10, 256] * 38
+    rooms = [home.room(size) for size in sizes]
+    for number, room in enumerate(rooms):
+        room.fill_(number % 251)
+    assert all(bool((room == number % 251).all()) for number, room in enumerate(rooms))
+    assert all(len(room) == size for room, size in zip(rooms, sizes, strict=True))
+    assert all(room.storage_offset() % 512 == 0 for room in rooms)
+    assert sum(map(len, made)) < 1.1 * sum(sizes)
+
+
+def test_weights_live_in_ordinary_memory_where_none_can_be_pinned(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fails if a machine that locks no pages cannot swap, or says so for each weight."""
+
+    def refused(size: int) -> Tensor:
+        raise RuntimeError("out of pages")
+
+    monkeypatch.setattr(offload, "_pinned", refused)
+    home = MemoryHome()
+    first, second = home.room(8), home.room(16)
+    assert (len(first), len(second)) == (8, 16) and first.data_ptr() != second.data_ptr()
+    assert caplog.text.count("out of pages") == 1
 
 
 def squares() -> set[int]:
