@@ -42,7 +42,7 @@ class Child:
     """A contender's process. It imports at once, and goes on when told to."""
 
     def __init__(self, case: Case, args: argparse.Namespace, folder: str, number: int) -> None:
-        self.case = case
+        self.case, self.limit = case, args.row_seconds + GRACE
         self.log = Path(folder) / f"{number}.log"
         told = {
             "job": {
@@ -155,18 +155,12 @@ def measure(child: Child, deadline: float) -> tuple[Row, str]:
         row.failed = str(hello["failed"])
         return row, ""
     child.go()
-    found = child.hear(min(child_seconds(child), deadline - time.monotonic()))
+    found = child.hear(min(child.limit, deadline - time.monotonic()))
     for name in ("seconds", "layers", "weights", "peak", "reserved", "loading", "notes", "failed"):
         setattr(row, name, found.get(name, getattr(row, name)))
     row.losses = [float("nan") if loss is None else loss for loss in found.get("losses", [])]
     row.estimate = found.get("estimate_gib") or 0.0
     return row, str(hello["machine"])
-
-
-def child_seconds(child: Child) -> float:
-    """How long a contender may take: what it was told, and some more."""
-    told = json.loads(child.process.args[-1])  # type: ignore[index]
-    return float(told["seconds"]) + GRACE
 
 
 def tell(line: str) -> None:
