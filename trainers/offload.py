@@ -182,7 +182,12 @@ class _Swapped:
         self.arrived: Any = None
 
     def prefetch(self, stream: Any) -> None:
-        """Begin to fetch the weights on a side stream."""
+        """Begin to fetch the weights on a side stream.
+
+        It waits for all that was asked of the device so far, and only it allocates there: so what another block's
+        weights have left is free to be written over as soon as Python has let go of them. No ``record_stream``: Python
+        is ahead of the device by many blocks, and their memory would wait for it.
+        """
         if self.coming is None:
             stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(stream):
@@ -195,10 +200,7 @@ class _Swapped:
         if self.coming is None:
             return self._fetched()
         tensors, self.coming = self.coming, None
-        now = torch.cuda.current_stream(self.device)
-        now.wait_event(self.arrived)
-        for tensor in tensors:
-            tensor.record_stream(now)
+        torch.cuda.current_stream(self.device).wait_event(self.arrived)
         return tensors
 
     def leave(self) -> None:
@@ -285,8 +287,8 @@ def offloaded_blocks(
     meanwhile, so two blocks' weights are on the device at a time.
 
     Tested with a CPU as the device, against the same model left alone: gradients to the bit, weights and objects
-    afterwards, peak of resident memory. The CUDA stream's part is written after torch's documented rules
-    (``record_stream``, events) and has not been run in these tests.
+    afterwards, peak of resident memory. The CUDA stream's part has not been run in these tests;
+    benchmarks/gpu_step.py compares its losses with those of a model left alone.
 
     Enter it when adapters are in place, before :func:`.recompute.recomputed_blocks`. The model's own parameter
     objects come back afterwards with their bytes in them; meanwhile their storage is empty, and what stands in the

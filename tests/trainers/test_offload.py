@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,48 @@ def test_weights_live_in_ordinary_memory_where_none_can_be_pinned(
     first, second = home.room(8), home.room(16)
     assert (len(first), len(second)) == (8, 16) and first.data_ptr() != second.data_ptr()
     assert caplog.text.count("out of pages") == 1
+
+
+class FakeStream:
+    """Notes what waits for what."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.log.append(f"{self.name} waits for {other.name}")
+
+    def wait_event(self, event: FakeEvent) -> None:
+        self.log.append(f"{self.name} waits for {event.after}")
+
+
+class FakeEvent:
+    after = "nothing"
+
+    def record(self, stream: FakeStream) -> None:
+        self.after = f"a copy on {stream.name}"
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_the_next_block_comes_over_a_side_stream(
+    net: WideNet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, share: float
+) -> None:
+    """Fails if a copy may begin before what used its memory is done, a block is used before its copy is, or more than
+    the next one is fetched ahead. (Of the streams themselves nothing is tried out here.)"""
+    x, log = torch.randn(2, 8, 16), []
+    expected = gradients(net, x)
+    main, side = FakeStream("main", log), FakeStream("side", log)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    with offloaded_blocks(net, share, CPU, MemoryHome()) as swapped, recomputed_blocks(net):
+        swapped._stream = side
+        assert all(map(torch.equal, gradients(net, x), expected))
+        count = swapped.count
+        assert swapped.fetches == 2 * count
+        # All but the first of the forward and the first of the backward pass came ahead.
+        assert log == ["side waits for main", "main waits for a copy on side"] * (2 * (count - 1))
+        assert all(block.coming is None for block in swapped.blocks)
 
 
 def squares() -> set[int]:
