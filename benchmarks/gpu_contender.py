@@ -46,6 +46,12 @@ class Meter:
         else:
             memory.reset_peak()
 
+    def settle(self) -> None:
+        """Wait, and give back what is free: what making a model left over is not what training holds."""
+        self.synchronise()
+        if self.cuda:
+            torch.cuda.empty_cache()
+
     def now(self) -> float:
         """GiB allocated."""
         return torch.cuda.memory_allocated(self.device) / GIB if self.cuda else memory.rss_mib() / 1024
@@ -135,7 +141,7 @@ def measured(job: Job, told: dict[str, Any], stream: Any, device: torch.device) 
     else:
         compute = None if dtype == torch.bfloat16 else torch.bfloat16
         model = random_model.random_in_host(job.model, device, dtype, compute)
-    meter.synchronise()
+    meter.settle()
     weights, made = meter.now() - before, time.perf_counter() - began
     watch = Watch(meter, told["warmup"], told["seconds"])
     result: dict[str, Any] = {}

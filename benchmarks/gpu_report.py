@@ -162,6 +162,13 @@ def _judge(model: str, rows: Sequence[Row]) -> list[Finding]:
     if losses:
         count = sum(not math.isfinite(loss) for loss in losses)
         found.append(Finding(f"{model}:losses-not-finite", count, "<=0", count == 0))
+    still = there.get((_OURS, "attention", "checkpointing"))
+    for mode in (SWAP, HALF, SIXTEEN):
+        moved = there.get((_OURS, "attention", mode))
+        if still and moved and still.losses and moved.losses:  # the same numbers go in; a GPU adds in another order
+            spread = max(abs(a / b - 1) for a, b in zip(moved.losses, still.losses, strict=True))
+            which = mode.split(", ")[1].replace(" ", "-")
+            found.append(Finding(f"{model}:losses-moved:{which}", spread, "<=0.02", spread <= 0.02))
     first = [row.losses[0] for row in measured if row.losses and row.case.stored == "bf16"]
     if len(first) > 1:
         spread = (max(first) - min(first)) / min(first)
