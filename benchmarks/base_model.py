@@ -128,8 +128,9 @@ def as_model(made: Any, device: torch.device) -> Any:
 
 def load_in_diffusers(model: Model, path: Path) -> Any:
     """The same tensors in diffusers' model, fp32, frozen."""
+    kind = peer_class(model)
     with torch.device("meta"):
-        peer = peer_class(model)(**model.config)
+        peer = kind(**model.config)
     peer.to_empty(device="cpu")
     theirs, table = load_file(str(path)), names(model)
     tensors: dict[str, Tensor] = {}

@@ -13,8 +13,9 @@ from torch import Tensor
 
 def random_in_host(model: Model, device: torch.device, dtype: torch.dtype, compute: torch.dtype | None = None) -> Any:
     """A MODEL of the host, loaded by no one yet, on the device; compute: None = in dtype."""
+    kind = base_model.peer_class(model)  # imported first: what a library makes at import has a device too
     with torch.device("meta"):
-        state = base_model.under_host_names(model, base_model.peer_class(model)(**model.config).state_dict())
+        state = base_model.under_host_names(model, kind(**model.config).state_dict())
     made = base_model.made_in_host(model, state, device, dtype, compute)
     there = made.diffusion_model.state_dict()
     if set(there) != set(state):
@@ -26,8 +27,9 @@ def random_in_host(model: Model, device: torch.device, dtype: torch.dtype, compu
 
 def random_in_diffusers(model: Model, device: torch.device, dtype: torch.dtype) -> Any:
     """The same weights in diffusers' model, frozen."""
+    kind = base_model.peer_class(model)
     with torch.device("meta"):
-        peer = base_model.peer_class(model)(**model.config)
+        peer = kind(**model.config)
         whole = {name: tensor.shape for name, tensor in base_model.under_host_names(model, peer.state_dict()).items()}
     peer = peer.to(dtype).to_empty(device=device)
     table = names(model)
