@@ -182,7 +182,7 @@ def table(rows: Sequence[Row], markdown: bool) -> str:
     body = []
     for row in rows:
         figures = [f"{row.step:.3f}", *(f"{x:.2f}" for x in (row.peak, row.reserved, row.extra))]
-        layers = str(row.layers) if row.layers else "–" if row.case.who == "floor" else "all + norms, biases"
+        layers = str(row.layers or ("all + norms, biases" if row.case.who == _NODE else "–"))
         case = row.case
         which = [case.model, case.who, case.targets, case.mode]
         body.append([*which, layers, *(figures if row.seconds else [row.failed.split("\n")[0][:60], "–", "–", "–"])])

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ READY = 120.0
 """Seconds that a contender may take to import, once those before it are measured."""
 LEAST = 20.0
 """Seconds that must be left to begin with a contender."""
+LATE = "not measured: no time left"
 GRACE = 30.0
 """Seconds that a contender whose time is over has to finish its step and to say so."""
 
@@ -117,24 +119,27 @@ def conduct(cases: Sequence[Case], args: argparse.Namespace, folder: str) -> lis
     waiting = list(enumerate(cases))
     children: list[Child] = []
     rows: list[Row] = []
-    shown = False
+    known = ""
     try:
         while waiting or children:
-            while waiting and len(children) <= args.ahead:
+            while waiting and len(children) <= args.ahead and deadline - time.monotonic() > LEAST:
                 number, case = waiting.pop(0)
                 children.append(Child(case, args, folder, number))
+            if not children:
+                rows += [Row(case, failed=LATE) for _, case in waiting]
+                break
             child = children.pop(0)
             try:
                 row, machine = measure(child, deadline)
             finally:
                 child.stop()
-            if machine and not shown:
-                tell(machine + ".")
-                shown = True
+            if machine and not known:
+                known = machine
+                tell(known + ".")
             tell(f"[{args.seconds - (deadline - time.monotonic()):.0f} s] {row.line()}")
             rows.append(row)
             if args.out:
-                args.out.write_text(json.dumps({"machine": machine, "rows": [each.plain() for each in rows]}, indent=1))
+                args.out.write_text(json.dumps({"machine": known, "rows": [each.plain() for each in rows]}, indent=1))
             if args.logs and (row.failed or not row.seconds):
                 tell(child.log.read_text(errors="replace")[-3000:])
     finally:
@@ -148,7 +153,7 @@ def measure(child: Child, deadline: float) -> tuple[Row, str]:
     row = Row(child.case)
     left = deadline - time.monotonic()
     if left < LEAST:
-        row.failed = "not measured: no time left"
+        row.failed = LATE
         return row, ""
     hello = child.hear(min(READY, left))
     if "failed" in hello:
@@ -174,6 +179,9 @@ def main() -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.stderr.write("gpu_step.py: there is no CUDA device here, so nothing was measured.\n")
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that contenders are stopped then too
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     cases = [case for case in CASES if case.model in args.models and (case.first or not args.quick)]
     with tempfile.TemporaryDirectory(prefix="gpu-step-") as folder:
