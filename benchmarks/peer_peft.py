@@ -32,6 +32,8 @@ def run(job: Job, stream: Stream, gate: Gate, unet: Any) -> dict[str, Any]:
         unet.enable_gradient_checkpointing()
     unet.train()
     params = [p for p in unet.parameters() if p.requires_grad]
+    for parameter in params:  # beside a bf16 model they begin as bf16; diffusers' cast_training_params does this
+        parameter.data = parameter.data.float()
     optimizer = torch.optim.AdamW(params, lr=job.lr, betas=(0.9, 0.999), weight_decay=0.01, eps=1e-8)
     steps_of = [timestep(sigma, job.model.flow) for sigma in stream.sigma]
     losses: list[torch.Tensor] = []
