@@ -45,9 +45,27 @@ def compiled_blocks(
     blocks = [block for block in blocks_of(module) if block not in without]
     found = Compiled(len(blocks))
     with ExitStack() as stack:
+        stack.enter_context(_room_for(len(blocks)))
         for block in blocks:
             stack.enter_context(replaced_forward(block, _guarded(block.forward, found, backend)))
         yield found
+
+
+@contextmanager
+def _room_for(blocks: int) -> Iterator[None]:
+    """Blocks of one class share its code, which torch compiles eight times, whoever asks, and then no more, quietly."""
+    import torch._dynamo.config as settings
+
+    one = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"  # before torch 2.6
+    names = [name for name in (one, f"accumulated_{one}") if hasattr(settings, name)]
+    before = {name: getattr(settings, name) for name in names}
+    for name, limit in before.items():
+        setattr(settings, name, limit + 2 * blocks)
+    try:
+        yield
+    finally:
+        for name, limit in before.items():
+            setattr(settings, name, limit)
 
 
 def _guarded(forward: Callable[..., Any], found: Compiled, backend: str) -> Callable[..., Any]:

@@ -63,6 +63,32 @@ def test_compiled_is_the_same(toy: Any, recomputed: bool) -> None:
     torch.testing.assert_close(got, expected)
 
 
+def test_blocks_of_a_class_are_all_compiled() -> None:
+    """An SDXL's blocks have a dozen shapes: fails if those after torch's limit of eight run as they are."""
+    graphs: list[int] = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs.append(len(inputs))
+        return graph.forward
+
+    class GrowingBlock(torch.nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(width, width + 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.layer(x))
+
+    import torch._dynamo.config as settings
+
+    limit = settings.cache_size_limit  # in newer versions another name of recompile_limit
+    net = torch.nn.Sequential(*(GrowingBlock(width) for width in range(2, 14)))
+    with compiled_blocks(net, backend=counting):  # type: ignore[arg-type]
+        net(torch.randn(3, 2)).sum().backward()
+    assert len(graphs) == 12
+    assert settings.cache_size_limit == limit
+
+
 def test_a_failing_compiler_is_loud_and_harmless(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Fails if it stops the run, goes unsaid, or is tried again at each call."""
     net, arguments = toy().module, (torch.randn(2, 4, 4, 4), torch.ones(2), torch.ones(2))
