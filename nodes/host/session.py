@@ -42,7 +42,6 @@ from .weights import autograd_weights, ordinary_tensors, training_clone
 log = logging.getLogger(__name__)
 
 
-
 @dataclass(frozen=True)
 class Trained:
     """The outputs of the training node."""
