@@ -115,7 +115,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--subjects", type=int, default=8, help=f"how many, of {len(graphs.SUBJECTS)}")
     parser.add_argument("--styles", type=int, default=len(HELD_OUT_STYLES))
     parser.add_argument("--steps", type=int, default=200, help="of a subject")
-    parser.add_argument("--style-steps", type=int, default=300)
+    parser.add_argument("--style-steps", type=int, default=100, help=f"of {graphs.STYLE_BATCH} pictures each")
     parser.add_argument("--zip-steps", type=int, default=100)
     parser.add_argument("--overlaps", type=weights, default=[0.01], help="λ of ZipLoRA, with commas; 0.01 is usual")
     parser.add_argument("--rar-steps", type=int, default=1000)
@@ -124,7 +124,7 @@ def arguments() -> argparse.Namespace:
     sweep_runs.run_arguments(parser, FOLDER)
     args = parser.parse_args()
     if args.quick:
-        args.subjects, args.styles, args.steps, args.style_steps, args.families = 2, 1, 100, 100, ["direct", "zip"]
+        args.subjects, args.styles, args.steps, args.style_steps, args.families = 2, 1, 100, 50, ["direct", "zip"]
         args.folder = args.folder.with_name(args.folder.name + "-quick")
     return args
 

@@ -18,12 +18,15 @@ from likeness.tinyworld.split import STYLES, load_split
 from likeness.tinyworld.truth import TRIGGER, reference_styles
 
 SUBJECTS = ("dolphin", "framed-picture", "battery", "peach", "radio", "canoe", "bathtub", "bat")
-STYLE_TRIGGER = "zwx"
+STYLE_TRIGGER = "style"
+"""A word that pretraining never read. Most made-up ones, \"zwx\" say, cost the small model half of the subject."""
 PROMPT = f"a {STYLE_TRIGGER} picture of a {TRIGGER}"
 SCORING = "truth, subject, style 1"  # another text when `score` changes
 TRAIN, ZIP, RAR = "LikenessTrainLoRA", "LikenessZipLoRA", "LikenessLoRARar"
 PAIRS, LIBRARY = "likeness/merges", "likeness/library"
 """Folders of LoRAs, with subjects/ and styles/ in each: those that are merged, those that a network learns from."""
+STYLE_BATCH = 4
+"""Pictures a step of a style, which has 24; a subject, with its five, has one."""
 NETWORK = "likeness/merges"
 """The hypernetwork's file."""
 
@@ -42,11 +45,12 @@ DIRECT: dict[str, dict[str, Any]] = {
 
 
 def joint(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], styles: Sequence[str]) -> Sweep:
-    """Both taught in one run, of as many steps as the two runs have together."""
+    """Both taught in one run, of as many steps as the two runs have together, and as many pictures."""
     graph = start(info)
     graph["subject"], graph["style"] = dataset(info, TRIGGER), dataset(info, STYLE_TRIGGER)
     graph["data"] = node(info, "LikenessCombineDatasets", dataset_1=["subject", 0], dataset_2=["style", 0])
-    train(info, args, graph, args.steps + args.style_steps)
+    steps = args.steps + args.style_steps
+    train(info, args, graph, steps, round((args.steps + args.style_steps * STYLE_BATCH) / steps))
     save_and_draw(info, graph, trained(info), ["train", 0])
     return pairs(graph, [{"label": "joint training", "set": {}}], subjects, styles)
 
@@ -69,11 +73,18 @@ def dataset(info: Mapping[str, Any], trigger: str) -> dict[str, Any]:
     )
 
 
-def train(info: Mapping[str, Any], args: Namespace, graph: Graph, steps: int) -> None:
+def train(info: Mapping[str, Any], args: Namespace, graph: Graph, steps: int, batch: int) -> None:
     """Add a training run on the node "data", of attention layers alone, as the published merges have them."""
     graph["options"] = node(info, "LikenessTrainingOptions", targets="attention")
     wires = {"model": ["model", 0], "clip": ["model", 1], "vae": ["model", 2], "dataset": ["data", 0]}
-    given = {"steps": steps, "rank": args.rank, "alpha": float(args.rank), "seed": 1, "options": ["options", 0]}
+    given = {
+        "steps": steps,
+        "batch_size": batch,
+        "rank": args.rank,
+        "alpha": float(args.rank),
+        "seed": 1,
+        "options": ["options", 0],
+    }
     graph["train"] = node(info, TRAIN, **wires, **given)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from merge_graphs import (
     LIBRARY,
     NETWORK,
+    STYLE_BATCH,
     STYLE_TRIGGER,
     TRIGGER,
     dataset,
@@ -49,8 +50,9 @@ def write_pictures(base: Path, kind: str, folder: str, labels: Sequence[str]) ->
 def teaching(info: Mapping[str, Any], args: Namespace, kind: str, folder: str, labels: Sequence[str]) -> Sweep:
     """A LoRA of each subject, or of each style."""
     graph = start(info)
-    graph["data"] = dataset(info, TRIGGER if kind == "subject" else STYLE_TRIGGER)
-    train(info, args, graph, args.steps if kind == "subject" else args.style_steps)
+    of_subject = kind == "subject"
+    graph["data"] = dataset(info, TRIGGER if of_subject else STYLE_TRIGGER)
+    train(info, args, graph, *((args.steps, 1) if of_subject else (args.style_steps, STYLE_BATCH)))
     graph["save"] = node(info, "LikenessSaveLoRA", lora=trained(info), filename="")
     values = [
         {"label": label, "set": {"data.folder": file, "save.filename": file}}
