@@ -86,7 +86,7 @@ class Server:
         log: Path | None = None,
         env: dict[str, str] | None = None,
     ) -> None:
-        self.host, self.base, self.python = Path(host), Path(base), str(python)
+        self.host, self.base, self.python = Path(host).absolute(), Path(base).absolute(), str(python)
         self.port = port or free_port()
         self.flags = tuple(flags)
         self.log = log or self.base / "server.log"
