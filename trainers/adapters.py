@@ -7,7 +7,7 @@ the host makes the same weight of them: tests/host/test_adapters.py asks it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -102,6 +102,10 @@ class LayerAdapter:
     def squared_norm(self) -> Tensor:
         """‖ΔW‖², the Frobenius norm."""
         return self.change().square().sum()
+
+    def alike(self) -> tuple[Any, ...] | None:
+        """Layers of which this is equal are taken together by :meth:`LowRank.squared_norms`; None: only alone."""
+        return None
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`tensors` took, to the bit.
@@ -199,8 +203,24 @@ class LowRank(LayerAdapter):
         """‖B A‖² is the sum of (BᵀB) ∘ (A Aᵀ): products of rank × rank, and ΔW is never made."""
         if self.start is not None:  # a difference of two, whose last digits would be lost
             return super().squared_norm()
-        a, b = (self.parameters()[suffix].detach().float().flatten(1) for suffix in (DOWN, UP))
-        return (self.scale**2 * ((b.T @ b) * (a @ a.T)).sum()).clamp_min(0)
+        return self.squared_norms([self])
+
+    def alike(self) -> tuple[Any, ...] | None:
+        if self.start is not None or type(self).squared_norm is not LowRank.squared_norm:
+            return None
+        down, up = self.parameters().values()
+        return down.shape, up.shape, down.device
+
+    @staticmethod
+    def squared_norms(layers: Sequence[LowRank]) -> Tensor:
+        """Σ ‖ΔW‖² of layers whose factors have the same shapes: a few kernels for all of them."""
+        factors = [layer.parameters() for layer in layers]
+        a, b = (torch.stack([each[suffix].detach() for each in factors]).float().flatten(2) for suffix in (DOWN, UP))
+        squares = ((b.mT @ b) * (a @ a.mT)).sum((1, 2)).clamp_min(0)
+        scales = {layer.scale for layer in layers}
+        if len(scales) == 1:
+            return scales.pop() ** 2 * squares.sum()
+        return (squares * torch.tensor([layer.scale**2 for layer in layers]).to(squares, non_blocking=True)).sum()
 
     def delta(self) -> LowRankDelta:
         """ΔW, float32 on the CPU."""

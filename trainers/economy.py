@@ -59,7 +59,7 @@ def economised(
     """
     recomputed, offload, compiled = None, None, None
     with ExitStack() as stack:
-        stack.enter_context(lean_branches(modules))
+        stack.enter_context(lean_branches(modules, copies=not config.compile))
         if config.compile:
             compiled = stack.enter_context(compiled_blocks(module))
         for each in modules.values():

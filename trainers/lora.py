@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +123,14 @@ class Adapters:
 
         Exactly 0 where nothing is learnt.
         """
-        squares = [layer.squared_norm() for layer in self._layers.values()]
+        alike: dict[Any, list[LowRank]] = {}
+        squares = []
+        for layer in self._layers.values():
+            if (shape := layer.alike()) is None:
+                squares.append(layer.squared_norm())
+            else:
+                alike.setdefault(shape, []).append(cast(LowRank, layer))
+        squares += [LowRank.squared_norms(layers) for layers in alike.values()]
         return torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
 
     def deltas(self) -> dict[str, LowRankDelta]:

@@ -157,11 +157,14 @@ def test_the_last_layer_is_not_computed_again() -> None:
     from likeness.trainers.branch import lean_branches
     from likeness.trainers.lora import injected
 
+    aten = torch.ops.aten
+    multiply = (aten.mm, aten.addmm, aten.addmm_)
+
     class Products(TorchDispatchMode):
         count = 0
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+            self.count += func.overloadpacket in multiply
             return func(*args, **(kwargs or {}))
 
     net = nn.Sequential(PlainBlock(3, 4))
