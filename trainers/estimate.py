@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -34,6 +35,8 @@ class Estimate:
         outside: activations kept outside of blocks.
         kept: activations that each block keeps when it is not recomputed.
         inputs: of each block, kept when it is recomputed.
+        again: of each block while it is recomputed, where that is not what it keeps: weights that are cast at each call
+            are there as often as they were called (:mod:`.recast` is for blocks that are kept).
     """
 
     weights: int
@@ -42,6 +45,7 @@ class Estimate:
     outside: int
     kept: tuple[int, ...]
     inputs: tuple[int, ...]
+    again: tuple[int, ...] = ()
 
     def activations(self, config: TrainingConfig) -> int:
         """What is kept for the backward pass, and one recomputed block's on top."""
@@ -50,7 +54,7 @@ class Estimate:
         largest = sorted(range(count), key=lambda block: (-self.kept[block], block))
         again = set(largest[: math.ceil(share * count)])
         kept = sum(self.inputs[block] if block in again else self.kept[block] for block in range(count))
-        return self.outside + kept + max((self.kept[block] for block in again), default=0)
+        return self.outside + kept + max(((self.again or self.kept)[block] for block in again), default=0)
 
     def resident(self, config: TrainingConfig) -> int:
         """Frozen weights on the device: those that stay, and two of those that come and go."""
@@ -117,37 +121,52 @@ def rehearse(
     """
     blocks = blocks_of(module)
     parameters = [parameter for each in (module, *others) for parameter in each.parameters()]
-    kept, inputs, seen = [0] * len(blocks), [0] * len(blocks), set(_storages(parameters))
-    outside = 0
+    inputs = [0] * len(blocks)
+    kept, again = (_Count(len(blocks), parameters) for _ in range(2))
+    now: int | None = None  # the block that runs
 
-    def count(where: int | None) -> Callable[[Tensor], Tensor]:
-        def pack(tensor: Tensor) -> Tensor:
-            nonlocal outside
-            storage = tensor.untyped_storage()
-            weight = isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter)
-            if not weight and storage._cdata not in seen:
-                seen.add(storage._cdata)
-                alive.append(tensor.detach())  # so that no other gets its number
-                if where is None:
-                    outside += storage.nbytes()
-                else:
-                    kept[where] += storage.nbytes()
-            return tensor.detach()
+    def pack(tensor: Tensor) -> Tensor:
+        kept.add(tensor, now)
+        again.add(tensor, now)
+        return tensor.detach()
 
-        return pack
+    def pack_cast(tensor: Tensor) -> Tensor:
+        again.add(tensor, now)
+        return tensor.detach()
 
     def counting(block: Callable[..., Any], index: int) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal now
             tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
             inputs[index] += sum(_bytes(value) for value in tensors if value.requires_grad)
-            with saved_tensors_hooks(count(index), lambda tensor: tensor):
+            now = index
+            try:
                 return block(*args, **kwargs)
+            finally:
+                now = None
+
+        return run
+
+    def casting(layer: Any, layer_forward: Callable[..., Any], learns: bool) -> Callable[..., Any]:
+        def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if layer.weight.dtype == x.dtype:
+                return layer_forward(x, *args, **kwargs)
+            if x.requires_grad:
+                with saved_tensors_hooks(pack_cast, lambda tensor: tensor):
+                    result = layer_forward(x, *args, **kwargs)
+                kept.add(x, now)
+            else:
+                result = layer_forward(x, *args, **kwargs)
+            if learns and not layer.weight.requires_grad:  # fp8 cannot; the branch beside it is of x's kind
+                weight = nn.Parameter(torch.empty(layer.weight.shape, dtype=x.dtype, device=x.device))
+                linear = isinstance(layer, nn.Linear)
+                result = result + (F.linear(x, weight) if linear else layer._conv_forward(x, weight, None))
+            return result
 
         return run
 
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    alive: list[Tensor] = []
     learning = [layer.weight for layer in layers.values() if isinstance(layer.weight, nn.Parameter)]
     try:
         with ExitStack() as stack:
@@ -156,28 +175,52 @@ def rehearse(
                 stack.callback(_put_back, each, dict(each.__dict__), dict(each._buffers))
             for index, block in enumerate(blocks):
                 stack.enter_context(replaced_forward(block, counting(block.forward, index)))
+            chosen = {id(layer) for layer in layers.values()}
+            for each in (inner for outer in (module, *others) for inner in outer.modules()):
+                if isinstance(each, nn.Linear | nn.Conv2d) and isinstance(each.weight, nn.Parameter):
+                    stack.enter_context(replaced_forward(each, casting(each, each.forward, id(each) in chosen)))
             for weight in learning:
                 if weight.dtype.itemsize > 1:
                     weight.requires_grad_(True)
                     stack.callback(weight.requires_grad_, False)
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(saved_tensors_hooks(count(None), lambda tensor: tensor))
+            stack.enter_context(saved_tensors_hooks(pack, lambda tensor: tensor))
             forward()
     except Exception as why:
         log.info("the step's memory could not be rehearsed: %s: %s", type(why).__name__, why)
         return None
-    finally:
-        alive.clear()
     adapter = sum(config.rank * (weight.shape[0] + weight[0].numel()) for weight in learning)
     return Estimate(
         weights=sum(map(_bytes, parameters)),
         blocks=tuple(sum(map(_bytes, block.parameters())) for block in blocks),
         trained=adapter * 4 * (2 + _STATES.get(config.optimizer, 2)),
-        outside=outside,
-        kept=tuple(kept),
+        outside=kept.outside,
+        kept=tuple(kept.blocks),
         inputs=tuple(inputs),
+        again=tuple(again.blocks),
     )
+
+
+class _Count:
+    """Bytes that a graph keeps, each storage once, those of parameters left out."""
+
+    def __init__(self, blocks: int, parameters: Sequence[Tensor]) -> None:
+        self.blocks, self.outside = [0] * blocks, 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in parameters}
+        self._alive: list[Tensor] = []
+
+    def add(self, tensor: Tensor, block: int | None) -> None:
+        """A tensor that is kept in a block, or outside of all."""
+        storage = tensor.untyped_storage()
+        if isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter) or storage._cdata in self._seen:
+            return
+        self._seen.add(storage._cdata)
+        self._alive.append(tensor.detach())  # so that no other gets its number
+        if block is None:
+            self.outside += storage.nbytes()
+        else:
+            self.blocks[block] += storage.nbytes()
 
 
 def _put_back(module: nn.Module, attributes: dict[str, Any], buffers: dict[str, Tensor | None]) -> None:
@@ -189,7 +232,3 @@ def _put_back(module: nn.Module, attributes: dict[str, Any], buffers: dict[str, 
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _storages(tensors: Any) -> Sequence[int]:
-    return [tensor.untyped_storage()._cdata for tensor in tensors]

@@ -47,6 +47,46 @@ def test_rehearsed_is_what_a_real_pass_keeps(toy: Any, chosen: str) -> None:
     assert estimate.weights == 4 * sum(parameter.numel() for parameter in net.parameters())
 
 
+class CastLinear(nn.Linear):
+    """Casts its weight to the input's dtype, as hosts do with fp8."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+
+
+class FeedForwardBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn, self.out = CastLinear(8, 16, bias=False), CastLinear(16, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.out(torch.tanh(self.attn(x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float32])
+def test_weights_that_are_cast(dtype: torch.dtype) -> None:
+    """Against a run's own graph: fails if nothing learns beside fp8, or its copies are thought to be kept."""
+    from likeness.trainers.branch import lean_branches
+    from likeness.trainers.lora import injected
+    from likeness.trainers.recast import recast_weights
+
+    net = nn.Sequential(*(FeedForwardBlock() for _ in range(3))).requires_grad_(False)
+    for block in net:
+        for layer in (block.attn, block.out):
+            layer.weight = nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
+    layers = {f"diffusion_model.{i}.attn": block.attn for i, block in enumerate(net)}
+    config = TrainingConfig(rank=2)
+    estimate = rehearse(net, layers, lambda: net(torch.randn(100, 8)), config)
+    assert estimate is not None and not any(parameter.requires_grad for parameter in net.parameters())
+    ranks = 3 * 2 * 100 * 4  # each layer's own few channels are not in it
+    adapted = injected({"diffusion_model.": net}, list(layers), rank=2, alpha=2.0, seed=0)
+    with adapted, lean_branches({"": net}), recast_weights(net):
+        assert estimate.activations(config) == really_kept(lambda: net(torch.randn(100, 8))) - ranks
+    copy = 0 if dtype == torch.float32 else 8 * 16 * 4
+    once = 100 * (8 + 16) * 4
+    assert estimate.again == (once + copy, once + 2 * copy, once + 2 * copy)  # the first one's input learns nothing
+
+
 def test_advice_is_the_difference_of_two_estimates() -> None:
     """By hand: 4 blocks of 100 B activations, 10 B inputs, 1000 B weights: fails if a saving is wrong."""
     estimate = Estimate(5000, (1000,) * 4, 80, 50, (100,) * 4, (10,) * 4)
