@@ -149,12 +149,17 @@ def rehearse(
 
     def casting(layer: Any, layer_forward: Callable[..., Any], learns: bool) -> Callable[..., Any]:
         def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if layer.weight.dtype == x.dtype:
+            moved = layer.weight.device != x.device
+            if layer.weight.dtype == x.dtype and not moved:
                 return layer_forward(x, *args, **kwargs)
-            if x.requires_grad:
-                with saved_tensors_hooks(pack_cast, lambda tensor: tensor):
+            comes = moved and config.offload_blocks > 0  # with its block, and is no copy then
+            if x.requires_grad or layer.weight.requires_grad:
+                with saved_tensors_hooks(Tensor.detach if comes else pack_cast, lambda tensor: tensor):
                     result = layer_forward(x, *args, **kwargs)
-                kept.add(x, now)
+                if layer.weight.requires_grad:
+                    pack(x)
+                elif not comes and x.requires_grad:
+                    kept.add(x, now)
             else:
                 result = layer_forward(x, *args, **kwargs)
             if learns and not layer.weight.requires_grad:  # fp8 cannot; the branch beside it is of x's kind

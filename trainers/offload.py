@@ -67,15 +67,19 @@ def _pinned(size: int) -> Tensor:
 
 
 class MemoryHome:
-    """The machine's main memory, pinned where that can be had, so that copies run beside the computation."""
+    """The machine's main memory, pinned where that can be had, so that copies run beside the computation.
 
-    def __init__(self) -> None:
+    Args:
+        all: what lies in main memory already is pinned too.
+    """
+
+    def __init__(self, all: bool = False) -> None:
         self._slabs: list[tuple[Tensor, int]] = []  # and how much of each is taken
-        self._pins = True
+        self._pins, self._all = True, all
 
     def keep(self, tensor: Tensor) -> Kept:
         """Put a copy there."""
-        if not tensor.is_cuda:
+        if not tensor.is_cuda and not self._all:
             return _InMemory(tensor.detach().to("cpu", copy=True))
         room = self.room(_size(tensor))
         copy = room.view(tensor.dtype).view(tensor.shape)
@@ -161,6 +165,7 @@ class _Weight:
     original: nn.Parameter
     kept: Kept
     standing: nn.Parameter  # in its place while it is at home
+    emptied: bool = True  # the original has no memory meanwhile
 
 
 @dataclass(frozen=True)
@@ -295,7 +300,7 @@ def offloaded_blocks(
     modules is readable, for hosts that look around.
 
     Args:
-        share: of the blocks that have weights on the device, in [0, 1], rounded up; spread evenly, so that a block that
+        share: of the blocks that have weights, in [0, 1], rounded up; spread evenly, so that a block that
             stays gives time to fetch the next.
         device: where they compute.
         home: None: main memory if the device is another one, else a file in a temporary folder.
@@ -305,12 +310,12 @@ def offloaded_blocks(
     """
     with ExitStack() as stack:
         if home is None:
-            home = MemoryHome() if device.type != "cpu" else FileHome(_temporary(stack))
+            home = MemoryHome(device.type == "cuda") if device.type != "cpu" else FileHome(_temporary(stack))
         movable = [(block, found) for block in blocks_of(module) if (found := _movable(block, device))]
         if share > 0 and not movable:
             raise ValueError(
-                "Block swap found no block whose weights lie on the device in memory of their own. Set offload_blocks "
-                "to 0; the host already streams this model's weights, or the model has no blocks that are known."
+                "Block swap found no block with weights that it can move. Set offload_blocks to 0; the model has no "
+                "blocks that are known, or its weights are quantised in a way that is not."
             )
         chosen = _spread(len(movable), math.ceil(share * len(movable) - 1e-9))
         swapped: list[_Swapped] = []
@@ -374,7 +379,11 @@ def _spread(count: int, chosen: int) -> list[int]:
 
 
 def _movable(block: nn.Module, device: torch.device) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """The frozen parameters of a block that lie on the device, each alone in its storage."""
+    """The frozen parameters of a block, each alone in its storage, on the device or where a host left them.
+
+    A host with little memory on the device leaves a part of the model in main memory and copies each weight as its
+    layer is called, which nothing overlaps; here they come with their block.
+    """
     found = []
     for owner in block.modules():
         for name, parameter in owner._parameters.items():
@@ -382,7 +391,10 @@ def _movable(block: nn.Module, device: torch.device) -> list[tuple[nn.Module, st
                 continue
             storage = parameter.untyped_storage()
             alone = storage.nbytes() == _size(parameter) and parameter.is_contiguous()
-            if parameter.device.type == device.type and alone and storage.resizable() and storage.nbytes():
+            if not alone or not storage.nbytes():
+                continue
+            there = parameter.device.type == device.type and storage.resizable()
+            if there or (parameter.device.type == "cpu" and device.type != "cpu"):
                 found.append((owner, name, parameter))
     return found
 
@@ -390,12 +402,16 @@ def _movable(block: nn.Module, device: torch.device) -> list[tuple[nn.Module, st
 def _swap_out(found: Sequence[tuple[nn.Module, str, nn.Parameter]], device: torch.device, home: Home) -> _Swapped:
     weights = []
     for owner, name, parameter in found:
-        kept = home.keep(parameter)
-        weights.append(_Weight(owner, name, parameter, kept, nn.Parameter(kept.tensor, requires_grad=False)))
+        at_home = parameter.device.type == "cpu" and device.type != "cpu"
+        # What a host has pinned must stay where it is, and mapped files cannot go.
+        emptied = not at_home or (parameter.untyped_storage().resizable() and not parameter.is_pinned())
+        kept = home.keep(parameter) if emptied else _InMemory(parameter.detach())
+        weights.append(_Weight(owner, name, parameter, kept, nn.Parameter(kept.tensor, requires_grad=False), emptied))
     for weight in weights:
         weight.owner._parameters[weight.name] = weight.standing
         # The host keeps parameter objects of its own on this storage, so letting go of ours would free nothing.
-        weight.original.untyped_storage().resize_(0)
+        if weight.emptied:
+            weight.original.untyped_storage().resize_(0)
     return _Swapped(weights, device)
 
 
@@ -406,6 +422,10 @@ def _bring_back(swapped: list[_Swapped]) -> None:
     for block in swapped:
         for weight in block.weights:
             original, kept = weight.original, weight.kept
+            if not weight.emptied:
+                if weight.owner._parameters.get(weight.name) is weight.standing:
+                    weight.owner._parameters[weight.name] = original
+                continue
             storage, size = original.untyped_storage(), _size(kept.tensor)
             try:
                 storage.resize_(size)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from likeness.trainers import offload
-from likeness.trainers.offload import FileHome, MemoryHome, offloaded_blocks
+from likeness.trainers.offload import FileHome, MemoryHome, _bring_back, _movable, _swap_out, offloaded_blocks
 from likeness.trainers.recompute import recomputed_blocks
 
 CPU = torch.device("cpu")
@@ -291,3 +291,19 @@ def test_resident_memory_falls(tmp_path: Path) -> None:
     command = [sys.executable, "-c", RESIDENT, str(here.parents[2]), str(here), str(tmp_path)]
     fell = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert float(fell) > 5 * 16
+
+
+def test_weights_that_a_host_left_in_main_memory_go_too() -> None:
+    """As on a small GPU: fails if they are left to the host, held twice, or not as they were afterwards."""
+    block = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3)).requires_grad_(False)
+    before = {name: parameter.clone() for name, parameter in block.named_parameters()}
+    objects = list(block.parameters())
+    device = torch.device("cuda")  # nothing is sent there
+    found = _movable(block, device)
+    assert [parameter for *_, parameter in found] == objects
+    swapped = _swap_out(found, device, MemoryHome())
+    assert all(parameter.untyped_storage().nbytes() == 0 for parameter in objects)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in block.named_parameters())
+    _bring_back([swapped])
+    assert all(map(lambda one, other: one is other, block.parameters(), objects))
+    assert all(torch.equal(parameter, before[name]) for name, parameter in block.named_parameters())
