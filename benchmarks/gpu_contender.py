@@ -20,6 +20,7 @@ import contender
 import memory
 import torch
 from contender import Job
+from torch import Tensor
 
 GIB = float(1 << 30)
 
@@ -132,8 +133,9 @@ def measured(job: Job, told: dict[str, Any], stream: Any, device: torch.device) 
     import random_model
 
     meter, before = Meter(device), 0.0
+    ballast = leave(told["leave"], device)
     meter.reset()
-    if device.type == "cpu":
+    if device.type == "cpu" or ballast is not None:
         before = meter.now()
     dtype = torch.float8_e4m3fn if told["stored"] == "fp8" else torch.bfloat16
     began = time.perf_counter()
@@ -141,7 +143,8 @@ def measured(job: Job, told: dict[str, Any], stream: Any, device: torch.device) 
         model = random_model.random_in_diffusers(job.model, device, dtype)
     else:
         compute = None if dtype == torch.bfloat16 else torch.bfloat16
-        model = random_model.random_in_host(job.model, device, dtype, compute)
+        where = torch.device("cpu") if told["leave"] else device  # whence the host loads it, as it loads a file's
+        model = random_model.random_in_host(job.model, device, dtype, compute, where)
     meter.settle()
     weights, made = meter.now() - before, time.perf_counter() - began
     watch = Watch(meter, told["warmup"], told["seconds"])
@@ -164,6 +167,16 @@ def measured(job: Job, told: dict[str, Any], stream: Any, device: torch.device) 
         "made_in": made,
         **result,
     }
+
+
+def leave(gib: float, device: torch.device) -> Tensor | None:
+    """Take so much of the device's memory that this many GiB are free; 0: nothing."""
+    if not gib or device.type == "cpu":
+        return None
+    room = torch.cuda.mem_get_info(device)[0] - int(gib * GIB)
+    if room < 0:
+        raise ValueError(f"less than {gib:g} GiB are free as it is")
+    return torch.empty(room, dtype=torch.uint8, device=device)
 
 
 def runner(who: str) -> contender.Runner:

@@ -23,7 +23,7 @@ class Case:
     """A contender as it is to run.
 
     mode: what is done for memory or speed. options: more of TrainingConfig. stored: the base's weights, bf16 or fp8.
-    first: measured with --quick too.
+    first: measured with --quick too. asked: only where --rows names it.
     """
 
     model: str
@@ -33,6 +33,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     stored: str = "bf16"
     first: bool = False
+    asked: bool = False
 
     @property
     def checkpointing(self) -> bool:
@@ -68,7 +69,7 @@ CASES = [
     Case("sdxl-1024", _OURS, "attention", "checkpointing, fp8", stored="fp8"),
     Case("sdxl-1024", _OURS, "attention", "fp8", stored="fp8"),
     Case("sdxl-1024", _OURS, "attention", HALF, {"offload_blocks": 0.5}),
-    Case("sdxl-1024", _OURS, "attention", "torch.compile", {"compile": True}),
+    Case("sdxl-1024", _OURS, "attention", "torch.compile", {"compile": True}, asked=True),
 ]
 """In the order in which they are measured: the most wanted first, for what no time is left for is left out."""
 

@@ -66,6 +66,7 @@ class Child:
             },
             "device": args.device,
             "stored": case.stored,
+            "leave": args.leave,
             "warmup": args.warmup,
             "seconds": args.row_seconds,
         }
@@ -176,7 +177,7 @@ def tell(line: str) -> None:
 
 def main() -> int:
     args = arguments()
-    if args.device == "cuda" and not torch.cuda.is_available():
+    if args.device == "cuda" and not args.list and not torch.cuda.is_available():
         sys.stderr.write("gpu_step.py: there is no CUDA device here, so nothing was measured.\n")
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that contenders are stopped then too
@@ -184,6 +185,15 @@ def main() -> int:
         args.out.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     cases = [case for case in CASES if case.model in args.models and (case.first or not args.quick)]
+    if args.leave:
+        cases = [case for case in cases if case.mode == gpu_report.SWAP]
+    if args.rows:
+        cases = [cases[number] for number in args.rows if number < len(cases)]
+    elif not args.list:
+        cases = [case for case in cases if not case.asked]
+    if args.list:
+        tell("\n".join(f"{number} {case.name}" for number, case in enumerate(cases)))
+        return 0
     with tempfile.TemporaryDirectory(prefix="gpu-step-") as folder:
         rows = conduct(cases, args, folder)
     findings = gpu_report.judge(rows)
@@ -202,6 +212,16 @@ def arguments() -> argparse.Namespace:
     names = list(dict.fromkeys(case.model for case in CASES))
     parser.add_argument("--quick", action="store_true", help="the most wanted contenders only, five steps each")
     parser.add_argument("--models", nargs="+", choices=names, default=names)
+    parser.add_argument("--rows", nargs="+", type=int, help="only these of the chosen, from 0, in this order")
+    parser.add_argument("--list", action="store_true", help="print the rows that would be measured, with their numbers")
+    parser.add_argument(
+        "--leave",
+        type=float,
+        default=0.0,
+        metavar="GIB",
+        help="as on a small card: all but so much of the device is taken, and the host loads the model from main "
+        "memory; only the rows with all blocks swapped",
+    )
     parser.add_argument("--markdown", action="store_true", help="print the tables as in README.md")
     parser.add_argument("--out", type=Path, help="write all rows here as JSON, anew after each")
     parser.add_argument("--seconds", type=float, default=450.0, help="after these no contender is begun or waited for")

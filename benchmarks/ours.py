@@ -68,7 +68,7 @@ def run(job: Job, stream: Stream, gate: Gate, patcher: Any) -> dict[str, Any]:
     from likeness.lora.keys import from_deltas, rename
     from likeness.nodes.host import HostDenoiser, autograd_weights, ordinary_tensors
     from likeness.nodes.host.conditioning import detach_cond, make_cond
-    from likeness.nodes.host.memory import estimated, training_memory
+    from likeness.nodes.host.memory import estimated, loading_memory
     from likeness.trainers.config import TrainingConfig
     from likeness.trainers.dataset import Example, TrainingSet
     from likeness.trainers.loop import Callbacks, train
@@ -85,14 +85,11 @@ def run(job: Job, stream: Stream, gate: Gate, patcher: Any) -> dict[str, Any]:
         **SAME,
         **job.options,
     )
-    comfy.model_management.load_models_gpu([patcher], training_memory(patcher, config, stream.latents[:1]))
     if job.who == "Likeness adaptive":  # the same mean rank, as far as it stays there
         config = replace(config, algorithm="adaptive", target_rank=job.rank)
-    with ordinary_tensors(), autograd_weights(patcher.model), tempfile.TemporaryDirectory() as folder:
-        host = HostDenoiser(patcher)
-        denoiser = Watched(host, gate, job.init_file() if job.files else None)
+    with ordinary_tensors():
         conds = [
-            detach_cond(make_cond(patcher, base_model.conditioning(*text), latents[None], {}), denoiser.device)
+            detach_cond(make_cond(patcher, base_model.conditioning(*text), latents[None], {}), patcher.load_device)
             for *text, latents in zip(stream.text, stream.pooled, stream.latents, strict=True)
         ]
         examples = tuple(
@@ -100,13 +97,24 @@ def run(job: Job, stream: Stream, gate: Gate, patcher: Any) -> dict[str, Any]:
             for x, cond in zip(stream.latents, conds, strict=True)
         )
         data = TrainingSet(examples=examples, empty=conds[0])
-        estimate = None if job.files else estimated(host, data, config)  # as the node does before it trains
+    # As the node does it.
+    needed, estimate = loading_memory(patcher, data, config)
+    comfy.model_management.load_models_gpu([patcher], needed)
+    away = patcher.model_size() - patcher.loaded_size()
+    with ordinary_tensors(), autograd_weights(patcher.model), tempfile.TemporaryDirectory() as folder:
+        host = HostDenoiser(patcher)
+        denoiser = Watched(host, gate, job.init_file() if job.files else None)
+        if not job.files:
+            estimate = estimate or estimated(host, data, config)
         result = train(denoiser, data, config, Path(folder), Callbacks())
     if not job.files:
         return {
             "losses": list(result.losses),
             "layers": len(result.deltas),
-            "notes": list(result.notes),
+            "notes": [
+                *result.notes,
+                *([f"the host left {away / (1 << 20):.0f} MiB in main memory"] if away > 0 else []),
+            ],
             "estimate_gib": estimate and estimate.total(config) / (1 << 30),
         }
     deltas, blocks = from_deltas(result.deltas), job.model.res_blocks

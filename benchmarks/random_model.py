@@ -11,17 +11,30 @@ from models import Model, names
 from torch import Tensor
 
 
-def random_in_host(model: Model, device: torch.device, dtype: torch.dtype, compute: torch.dtype | None = None) -> Any:
-    """A MODEL of the host, loaded by no one yet, on the device; compute: None = in dtype."""
+def random_in_host(
+    model: Model,
+    device: torch.device,
+    dtype: torch.dtype,
+    compute: torch.dtype | None = None,
+    where: torch.device | None = None,
+) -> Any:
+    """A MODEL of the host for the device, loaded by no one yet; compute: None = in dtype; where: None = on the device.
+
+    Elsewhere it is made of other numbers, a few thousand times the same ones: a CPU draws ten billion in minutes.
+    """
+    where = where or device
     kind = base_model.peer_class(model)  # imported first: what a library makes at import has a device too
     with torch.device("meta"):
         state = base_model.under_host_names(model, kind(**model.config).state_dict())
-    made = base_model.made_in_host(model, state, device, dtype, compute)
+    made = base_model.made_in_host(model, state, where, dtype, compute)
     there = made.diffusion_model.state_dict()
     if set(there) != set(state):
         raise ValueError(f"the host's {model.kind} has other tensors: {sorted(set(there) ^ set(state))[:4]}")
     for name, tensor in there.items():
-        tensor.copy_(drawn(name, tensor.shape, device))
+        if where == device:
+            tensor.copy_(drawn(name, tensor.shape, device))
+        else:
+            fill(tensor, name)
     return base_model.as_model(made, device)
 
 
@@ -42,6 +55,17 @@ def random_in_diffusers(model: Model, device: torch.device, dtype: torch.dtype) 
     peer.requires_grad_(False)
     peer.eval()
     return peer
+
+
+def fill(tensor: Tensor, name: str) -> None:
+    """As :func:`drawn`, but from a million numbers again and again."""
+    if tensor.ndim < 2:
+        tensor.copy_(drawn(name, tensor.shape, tensor.device))
+        return
+    some = drawn(name, torch.Size((1 << 20, 1)), tensor.device).flatten().mul_(tensor.shape[1:].numel() ** -0.5)
+    some = some.to(tensor.dtype)
+    for part in tensor.view(-1).split(len(some)):
+        part.copy_(some[: len(part)])
 
 
 def drawn(name: str, shape: torch.Size, device: torch.device) -> Tensor:

@@ -18,7 +18,9 @@ from ...trainers.dataset import TrainingSet
 from ...trainers.estimate import GIB, Estimate, rehearse
 from ...trainers.modules import trained_modules
 from ...trainers.targets import PREFIX, adaptable_layers, matched_layers
+from .conditioning import detach_cond
 from .denoiser import HostDenoiser
+from .weights import autograd_weights, ordinary_tensors
 
 KEPT = 25.0
 """Activations kept for a backward pass, in multiples of the host's own estimate for a forward pass (SD1.5, SDXL)."""
@@ -28,6 +30,9 @@ RECOMPUTED = 6.0
 
 BYTES_A_PARAMETER = 16
 """fp32 adapter, its gradient, and AdamW's two moments."""
+
+SLACK, RESERVE = 1.1, 0.5 * GIB
+"""On what was rehearsed: what operations need while they run, and what an allocator wastes."""
 
 ALL = 1e30
 """More bytes than there are: what the host asks for to unload everything."""
@@ -50,6 +55,39 @@ def training_memory(patcher: comfy.model_patcher.ModelPatcher, config: TrainingC
         shape: Any = layers[name].weight.shape
         adapter += config.rank * (shape[0] + shape[1:].numel())
     return int(forward * (RECOMPUTED if config.gradient_checkpointing else KEPT) + adapter * BYTES_A_PARAMETER)
+
+
+def loading_memory(
+    patcher: comfy.model_patcher.ModelPatcher, data: TrainingSet, config: TrainingConfig
+) -> tuple[int, Estimate | None]:
+    """Bytes to keep free when the host loads the model, rehearsed where its weights lie before that.
+
+    The host leaves in main memory what there is no room for beside them, and fetches it layer by layer: too much kept
+    free makes a step slow, too little ends it. Where the model cannot be rehearsed yet (it is on two devices, will
+    compute in another precision, or its text encoders learn), :func:`training_memory`.
+
+    Returns:
+        The bytes; and the estimate, where it was made on the device that will compute.
+    """
+    largest = max(data.examples, key=lambda example: example.latents.numel())
+    devices = {parameter.device for parameter in patcher.model.diffusion_model.parameters()}
+    estimate = None
+    if (
+        len(devices) == 1
+        and not config.text_encoder_learning_rate
+        and not getattr(patcher, "force_cast_weights", False)
+    ):
+        (device,) = devices
+        with ordinary_tensors(), autograd_weights(patcher.model):
+            denoiser = HostDenoiser(patcher)
+            denoiser.device = device
+            there = replace(largest, cond=detach_cond(largest.cond, device))
+            estimate = estimated(denoiser, replace(data, examples=(there,)), config)
+    if estimate is None:
+        return training_memory(patcher, config, largest.latents.unsqueeze(0)), None
+    beside = estimate.extra(config) + (2 * max(estimate.blocks, default=0) if config.offload_blocks else 0)
+    same = device.type == patcher.load_device.type
+    return int(SLACK * beside + RESERVE), estimate if same else None
 
 
 def leave_device(*finished: Any) -> None:

@@ -30,7 +30,7 @@ from .folders import new_run_folder, resumed_run, safe_name
 from .interrupt import Interrupt, InterruptProcessingException
 from .latents import encode_picture, latent_mask
 from .live import Live
-from .memory import PeakMemory, estimated, leave_device, raise_advice, training_memory
+from .memory import PeakMemory, estimated, leave_device, loading_memory, raise_advice
 from .metadata import describe
 from .previews import Previewer, prepare, save_grid
 from .prior import drawn_pictures
@@ -100,13 +100,13 @@ def train_lora(
         texts.keep(())
         previewer = prepare(_of_each(samples, pictures), texts, patcher, vae) if samples else None
         leave_device(vae, *(() if texts.patchers else (clip,)))
-        largest = max((example.latents for example in data.examples), key=Tensor.numel).unsqueeze(0)
         reporter.text("loading the model")
-        comfy.model_management.load_models_gpu([patcher, *texts.patchers], training_memory(patcher, config, largest))
+        needed, estimate = loading_memory(patcher, data, config)
+        comfy.model_management.load_models_gpu([patcher, *texts.patchers], needed)
         with ordinary_tensors(), autograd_weights(patcher.model), texts.training():
             peak = PeakMemory(patcher.load_device)
             denoiser = HostDenoiser(patcher, interrupt, texts if isinstance(texts, LiveText) else None)
-            estimate = estimated(denoiser, data, config)
+            estimate = estimate or estimated(denoiser, data, config)
             if estimate is not None:
                 log.info("Likeness: %s", estimate.line(config))
                 reporter.text(estimate.line(config))

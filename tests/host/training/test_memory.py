@@ -97,7 +97,7 @@ def test_estimate_against_what_a_pass_keeps(comfy: SimpleNamespace, tiny_checkpo
 
     from likeness.nodes.host import HostDenoiser, autograd_weights, ordinary_tensors
     from likeness.nodes.host.conditioning import detach_cond, make_cond
-    from likeness.nodes.host.memory import estimated
+    from likeness.nodes.host.memory import estimated, loading_memory
     from likeness.trainers.branch import lean_branches
     from likeness.trainers.lora import injected
     from likeness.trainers.targets import matched_layers
@@ -109,8 +109,11 @@ def test_estimate_against_what_a_pass_keeps(comfy: SimpleNamespace, tiny_checkpo
         latents = torch.randn(4, 16, 16)
         cond = detach_cond(make_cond(model, text, latents[None], {}), torch.device("cpu"))
         denoiser, config = HostDenoiser(model), TrainingConfig(rank=2, targets=targets, batch_size=2)
-        estimate = estimated(denoiser, TrainingSet((Example(latents, None, cond, None),), cond), config)
+        data = TrainingSet((Example(latents, None, cond, None),), cond)
+        estimate = estimated(denoiser, data, config)
         assert estimate is not None
+        needed, early = loading_memory(model, data, config)
+        assert early == estimate and estimate.extra(config) < needed < 2 * estimate.extra(config) + (1 << 30)
         kept: dict[int, Tensor] = {}
 
         def pack(tensor: Tensor) -> Tensor:
