@@ -33,7 +33,7 @@ class _Cast(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         there = [gradient for gradient in gradients if gradient is not None]
         dtypes = [dtype for dtype, gradient in zip(ctx.dtypes, gradients, strict=True) if gradient is not None]
-        whole = [torch.empty(g.shape, dtype=dtype, device=g.device) for g, dtype in zip(there, dtypes, strict=True)]
+        whole = [torch.empty_like(g, dtype=dtype) for g, dtype in zip(there, dtypes, strict=True)]
         if whole:
             torch._foreach_copy_(whole, there)
         rest = iter(whole)
