@@ -117,7 +117,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=200, help="of a subject")
     parser.add_argument("--style-steps", type=int, default=100, help=f"of {graphs.STYLE_BATCH} pictures each")
     parser.add_argument("--zip-steps", type=int, default=100)
-    parser.add_argument("--overlaps", type=weights, default=[0.01], help="λ of ZipLoRA, with commas; 0.01 is usual")
+    parser.add_argument("--overlaps", type=weights, default=[0.001], help="λ of ZipLoRA, with commas")
     parser.add_argument("--rar-steps", type=int, default=1000)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--families", type=names, default=list(graphs.FAMILIES), help="of these alone, with commas")

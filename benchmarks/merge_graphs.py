@@ -143,8 +143,8 @@ def zipped(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], st
     outputs = info[ZIP]["output_name"]
     save_and_draw(info, graph, ["zip", outputs.index("lora")], ["zip", outputs.index("model")])
     methods = [
-        {"label": f"ZipLoRA{f', λ {weight:g}' if weight != 0.01 else ''}", "set": {"zip.overlap_weight": weight}}
-        for weight in args.overlaps
+        {"label": f"ZipLoRA, λ {weight:g}" if number else "ZipLoRA", "set": {"zip.overlap_weight": weight}}
+        for number, weight in enumerate(args.overlaps)
     ]
     return pairs(graph, methods, subjects, styles)
 

@@ -76,7 +76,7 @@ class LikenessZipLoRA(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "overlap_weight",
-                    default=0.01,
+                    default=0.001,
                     min=0.0,
                     max=1e6,
                     step=0.001,

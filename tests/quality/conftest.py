@@ -57,6 +57,14 @@ def pictures_of(client: Any, run: Any, name: str) -> Tensor:
     return torch.stack([torch.from_numpy(np.array(file)) for file in files]).permute(0, 3, 1, 2) / 255
 
 
+def training_options(client: Any, **given: Any) -> dict[str, Any]:
+    """The node with all its inputs, which are not its defaults where given."""
+    required = client.object_info("LikenessTrainingOptions")["LikenessTrainingOptions"]["input"]["required"]
+    return _node(
+        "LikenessTrainingOptions", **({name: about["default"] for name, (_, about) in required.items()} | given)
+    )
+
+
 @dataclass(frozen=True)
 class Studio:
     """The graph's parts, for tests that ask for pictures."""
@@ -65,6 +73,7 @@ class Studio:
     ask: Callable[..., None] = ask
     pictures_of: Callable[..., Tensor] = pictures_of
     node: Callable[..., dict[str, Any]] = _node
+    training_options: Callable[..., dict[str, Any]] = training_options
 
 
 @pytest.fixture(scope="session")

@@ -70,8 +70,6 @@ def taught(server: Any, studio: Any, checkpoint: str) -> dict[str, Taught]:
     """Train on each subject over HTTP, with prior prediction; draw with and without what was learned, seeds fixed."""
     client, split, lesson = Client(server.address), load_split(), LESSONS[checkpoint]
     asked = asked_subjects(split)
-    required = client.object_info("LikenessTrainingOptions")["LikenessTrainingOptions"]["input"]["required"]
-    defaults = {name: about["default"] for name, (_, about) in required.items()} | {"schedule": "constant"}
     results = {}
     for index, subject in enumerate(lesson.subjects):
         paths = write_references(subject, Path(server.base) / "input" / f"quality_{subject}")
@@ -99,7 +97,7 @@ def taught(server: Any, studio: Any, checkpoint: str) -> dict[str, Taught]:
             scheduler="normal",
         )
         # Attention alone: of all layers, twice as many of the other subjects are lost at the same gain.
-        graph["options"] = studio.node("LikenessTrainingOptions", **{**defaults, "targets": "attention"})
+        graph["options"] = studio.training_options(client, targets="attention", schedule="constant")
         graph["train"] = studio.node(
             "LikenessTrainLoRA",
             model=["model", 0],
