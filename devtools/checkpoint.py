@@ -48,8 +48,17 @@ def tiny_checkpoint(folder: Path = SHARED, model: str = "tiny-unet") -> Path:
 
 def link_checkpoint(base: Path, model: str = "tiny-unet") -> Path:
     """Put the checkpoint into a base's models/checkpoints: a link where the system has them, else the file itself."""
-    place = base / "models" / "checkpoints" / f"{model}.safetensors"
-    source = tiny_checkpoint(model=model)
+    return _link(tiny_checkpoint(model=model), base / "models" / "checkpoints" / f"{model}.safetensors")
+
+
+def link_hypernetwork(base: Path) -> Path:
+    """Put tiny-unet's hypernetwork for LoRA.rar into a base's models/hypernetworks/likeness."""
+    place = base / "models" / "hypernetworks" / "likeness" / "tiny-unet.safetensors"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return _link(ROOT / "tinyworld" / "weights" / "tiny-hypernetwork.safetensors", place)
+
+
+def _link(source: Path, place: Path) -> Path:
     if place.is_symlink() and place.resolve() == source.resolve():
         return place
     if place.is_symlink() or place.exists():

@@ -22,7 +22,7 @@ from PIL import Image
 from ..experiments import workflow
 from ..experiments.client import Client, Interrupted, Rejected, Run, RunFailed
 from . import grid, scores
-from .checkpoint import link_checkpoint, reference_pictures
+from .checkpoint import link_checkpoint, link_hypernetwork, reference_pictures
 from .install import say
 from .paths import DEMO_OUTPUT, HOST_BASES, ROOT, host_path, users_host, venv_python
 from .progress import Bar
@@ -61,6 +61,7 @@ def prepare() -> Path:
     base = make_base(users_host() or HOST_BASES / "demo")
     say("putting the small model and the reference pictures in place")
     link_checkpoint(base)
+    link_hypernetwork(base)
     reference_pictures(base, SUBJECT)
     return base
 

@@ -97,12 +97,14 @@ def tiny_checkpoint() -> Path:
 def base(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
     """The server's base folder: models/, input/, output/, custom_nodes/likeness -> this checkout.
 
-    models/checkpoints/tiny-unet.safetensors is there.
+    models/checkpoints/tiny-unet.safetensors is there, and its hypernetwork.
     """
+    from likeness.devtools.checkpoint import link_hypernetwork
     from likeness.devtools.server import make_base
 
     folder = make_base(tmp_path_factory.mktemp("server"))
     (folder / "models" / "checkpoints" / "tiny-unet.safetensors").symlink_to(tiny_checkpoint)
+    link_hypernetwork(folder)
     return folder
 
 

@@ -18,7 +18,7 @@ def test_ziplora_is_nearer_to_both_than_their_sum(server: Any, studio: Any) -> N
     Fails if coefficients learn one concept at the other's cost, go the wrong way, or do not reach the merge.
     """
     client, base = Client(server.address), Path(server.base) / "input"
-    write_references("backpack", base / "merges_subject")
+    write_references("peach", base / "merges_subject")
     write_style("fluent-emoji-high-contrast", base / "merges_style", trigger="style")
     graph = studio.base_graph()
     wires = {"model": ["model", 0], "clip": ["model", 1], "vae": ["model", 2]}
@@ -63,9 +63,19 @@ def test_ziplora_is_nearer_to_both_than_their_sum(server: Any, studio: Any) -> N
     )
     report = client.object_info("LikenessZipLoRA")["LikenessZipLoRA"]["output_name"].index("report")
     graph["report"] = studio.node("PreviewAny", source=["zip", report])
-    told = client.run(graph, timeout=900).text("report")
+    graph["rar"] = studio.node(
+        "LikenessLoRARar",
+        subject_lora=["subject", 1],
+        style_lora=["style", 1],
+        hypernetwork="likeness/tiny-unet.safetensors",  # which ships, and saw neither
+    )
+    predicted = client.object_info("LikenessLoRARar")["LikenessLoRARar"]["output_name"].index("report")
+    graph["rar report"] = studio.node("PreviewAny", source=["rar", predicted])
+    run = client.run(graph, timeout=900)
+    told = run.text("report")
     rows = re.findall(r"\| *[\d.e-]+ *\| *([\d.]+) *\| *([\d.]+) *\|\n", told.split("## Coefficients")[0] + "\n")
     shares = [(float(plain), float(merged)) for plain, merged in rows]
     assert len(shares) == 2, told
     assert all(plain > 0.02 for plain, _ in shares), "the two do not disturb each other: nothing was tested"
     assert all(merged <= AT_MOST * plain for plain, merged in shares), shares
+    assert re.search(r"Coefficients of \d\d+ layers in ", run.text("rar report")), run.text("rar report")
