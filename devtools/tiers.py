@@ -1,7 +1,7 @@
 """Runs the test tiers; tells what each took, and ends with all counts in one line.
 
-One after the other, but for quality, the longest: small models gain little from a second thread, so where there are two
-cores it runs beside the others, and its output is shown when they are through.
+One after the other, but for most of quality, the longest: small models gain little from a second thread, so where there
+are two cores its longest files run beside the others, and their output is shown when those are through.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ TIERS = ("lint", "unit", "host", "browser", "quality")
 CLOSING = re.compile(r"(\d+ (failed|passed|skipped|deselected|errors?)|no tests ran).* in [\d.]+s")
 ELSEWHERE = {"unit": ("host", "nodes", "browser", "quality"), "host": ("browser", "quality")}  # not even collected
 ASIDE = "quality"
+LONGEST = ("tests/quality/test_personalisation.py", "tests/quality/test_prompt_following.py")  # 4 of its 5 parts
 NO_TESTS = 5  # pytest's exit code
 COUNTS = re.compile(r"(\d+) (failed|passed|skipped|deselected|xfailed|xpassed|warnings?|errors?)")
 
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     paths = [argument for argument in extra if (ROOT / argument.split("::")[0]).exists()]
     if paths and not chosen:
         outcomes = [pytest_tier("chosen", extra)]
-    elif ASIDE in (tiers := chosen or list(TIERS)) and len(tiers) > 1 and cores() > 1:
+    elif ASIDE in (tiers := chosen or list(TIERS)) and len(tiers) > 1 and cores() > 1 and not paths:
         outcomes = side_by_side(tiers, extra)
     else:
         outcomes = [run_tier(tier, extra) for tier in tiers]
@@ -87,13 +88,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def side_by_side(tiers: Sequence[str], extra: Sequence[str]) -> list[Outcome]:
-    """Quality on half of the cores, the others one after the other on the other half."""
+    """Quality's longest files on half of the cores, all else one after the other on the other half."""
     half, output = max(1, cores() // 2), Output(held=True)
+    rest = [f"--ignore={file}" for file in LONGEST]
     with ThreadPoolExecutor(1) as pool:
-        install.say(f"tier: {ASIDE}, beside the others; its output comes after theirs")
-        aside = pool.submit(pytest_tier, ASIDE, ["-m", ASIDE, *extra], bool(extra), half, output)
+        install.say(f"tier: {ASIDE}, its longest beside the others; their output comes last")
+        aside = pool.submit(pytest_tier, f"{ASIDE} 1", ["-m", ASIDE, *LONGEST, *extra], bool(extra), half, output)
         outcomes = [run_tier(tier, extra, half) for tier in tiers if tier != ASIDE]
-        install.say(f"tier: {ASIDE}")
+        install.say(f"tier: {ASIDE}, the rest")
+        outcomes.append(pytest_tier(f"{ASIDE} 2", ["-m", ASIDE, *rest, *extra], bool(extra), half))
+        install.say(f"tier: {ASIDE}, its longest")
         output.show()
         return [*outcomes, aside.result()]
 
@@ -152,7 +156,7 @@ def summary(outcomes: Sequence[Outcome], seconds: float) -> int:
     counts: Counter[str] = Counter()
     for outcome in outcomes:
         mark = "ok" if outcome.ok else "FAILED"
-        print(f"{outcome.tier:8} {mark:6} {outcome.seconds:7.1f} s  {outcome.closing}")
+        print(f"{outcome.tier:9} {mark:6} {outcome.seconds:7.1f} s  {outcome.closing}")
         for number, what in COUNTS.findall(outcome.closing):
             counts[what.rstrip("s") if what != "passed" else what] += int(number)
     total = ", ".join(f"{counts[what]} {what}" for what in ("failed", "error", "passed", "skipped") if counts[what])

@@ -156,7 +156,9 @@ def object_info(server: Any) -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def figures(pytestconfig: pytest.Config) -> Iterator[dict[str, Any]]:
-    """What the quality tests measured; left in .host/quality.json."""
+    """What the quality tests measured; .host/quality.json has the last figure of each."""
     measured: dict[str, Any] = {}
     yield measured
-    (Path(pytestconfig.rootpath) / ".host" / "quality.json").write_text(json.dumps(measured, indent=1) + "\n")
+    path = Path(pytestconfig.rootpath) / ".host" / "quality.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(before | measured, indent=1) + "\n")

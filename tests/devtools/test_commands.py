@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from likeness.devtools import demo, grid, progress, tiers
+from likeness.devtools.paths import ROOT
 from likeness.devtools.server import linked_pack, make_base
 from likeness.experiments.client import Event
 
@@ -95,21 +96,24 @@ def test_the_last_line_sums_what_the_tiers_said(capsys):
 
 
 def test_what_runs_aside_is_shown_when_the_others_are_through(capfd, monkeypatch):
-    """Fails if quality's lines come between those of others, are lost, or come twice; or if a tier is left out."""
+    """Fails if its lines come between those of others, are lost, or come twice; or if a tier or half of quality is left
+    out."""
     others_done = threading.Event()
 
     def pytest_tier(tier, arguments, may_be_empty=False, threads=0, output=None):
         output = output or tiers.Output()
         output.write(f"{tier} begins\n".encode())
-        if tier == "quality":
-            assert others_done.wait(10)
+        if tier == "quality 1":
+            assert others_done.wait(10) and set(tiers.LONGEST) < set(arguments)
         output.write(f"{tier} ends\n".encode())
-        if tier == "host":
+        if tier == "quality 2":
+            assert {f"--ignore={file}" for file in tiers.LONGEST} < set(arguments)
             others_done.set()
         return tiers.Outcome(tier, True, 1.0, "1 passed in 1.00s")
 
     monkeypatch.setattr(tiers, "pytest_tier", pytest_tier)
     outcomes = tiers.side_by_side(["unit", "host", "quality"], [])
-    assert [outcome.tier for outcome in outcomes] == ["unit", "host", "quality"]
+    parts = ["unit", "host", "quality 2", "quality 1"]
+    assert [outcome.tier for outcome in outcomes] == parts and all((ROOT / file).is_file() for file in tiers.LONGEST)
     lines = [line for line in capfd.readouterr().out.splitlines() if line.endswith((" begins", " ends"))]
-    assert lines == [f"{tier} {what}" for tier in ("unit", "host", "quality") for what in ("begins", "ends")]
+    assert lines == [f"{tier} {what}" for tier in parts for what in ("begins", "ends")]
