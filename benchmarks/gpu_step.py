@@ -16,7 +16,6 @@ import json
 import os
 import queue
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -29,6 +28,7 @@ import gpu_report
 import report
 import torch
 from gpu_report import CASES, Case, Row
+from train_step import begun, ended
 
 HERE = Path(__file__).resolve().parent
 READY = 120.0
@@ -70,14 +70,7 @@ class Child:
             "warmup": args.warmup,
             "seconds": args.row_seconds,
         }
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(HERE / "gpu_contender.py"), json.dumps(told)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
+        self.process = begun(HERE / "gpu_contender.py", told, self.log)
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -109,9 +102,7 @@ class Child:
             pass  # it died, and the next hear() says so
 
     def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+        ended(self.process)
 
 
 def conduct(cases: Sequence[Case], args: argparse.Namespace, folder: str) -> list[Row]:

@@ -19,7 +19,7 @@ from likeness.tinyworld.truth import TRIGGER, reference_styles
 
 SUBJECTS = ("dolphin", "framed-picture", "battery", "peach", "radio", "canoe", "bathtub", "bat")
 STYLE_TRIGGER = "style"
-"""A word that pretraining never read. Most made-up ones, \"zwx\" say, cost the small model half of the subject."""
+"""A word that pretraining never read. Most made-up ones, "zwx" say, cost the small model half of the subject."""
 PROMPT = f"a {STYLE_TRIGGER} picture of a {TRIGGER}"
 SCORING = "truth, subject, style 1"  # another text when `score` changes
 TRAIN, ZIP, RAR = "LikenessTrainLoRA", "LikenessZipLoRA", "LikenessLoRARar"

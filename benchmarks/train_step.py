@@ -48,20 +48,32 @@ class Plan:
         return self.warmup + self.rounds * self.steps + 1
 
 
+def begun(script: Path, told: dict[str, Any], log: Path) -> subprocess.Popen[str]:
+    """A contender's process, which speaks JSON lines; what it says besides goes into the log."""
+    with log.open("w") as errors:
+        return subprocess.Popen(
+            [sys.executable, str(script), json.dumps(told)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+
+
+def ended(process: subprocess.Popen[str]) -> None:
+    """End it, if it has not ended by itself."""
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
 class Child:
     """A contender's process."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.row = Row(job["who"], job["targets"], job["checkpointing"], model=job["model_name"])
         self.log = Path(job["folder"]) / f"{self.row.slug}.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(HERE / "contender.py"), json.dumps(job)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
+        self.process = begun(HERE / "contender.py", job, self.log)
 
     def hear(self) -> dict[str, Any]:
         """The next thing it says. Raises ValueError with the end of its log if it died."""
@@ -79,9 +91,7 @@ class Child:
         self.process.stdin.flush()
 
     def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+        ended(self.process)
 
 
 def start(jobs: list[dict[str, Any]]) -> list[Child]:

@@ -110,7 +110,7 @@ def test_a_dead_contender_is_a_row(benchmark: SimpleNamespace, monkeypatch: pyte
     def instead(command: list[str], **more: Any) -> Any:
         return real([sys.executable, "-c", contenders.pop(0)], **more)
 
-    monkeypatch.setattr(step.subprocess, "Popen", instead)
+    monkeypatch.setattr(subprocess, "Popen", instead)
     monkeypatch.setattr(step, "READY", 2.0)
     said: list[str] = []
     monkeypatch.setattr(step, "tell", said.append)
