@@ -26,6 +26,12 @@ LoraModel = io.Custom("LORA_MODEL")
 HyperNetworkSocket = io.Custom("LIKENESS_HYPERNETWORK")
 """Carries a ``merging.lora_rar.HyperNetwork``."""
 
+Metrics = io.Custom("LIKENESS_METRICS")
+"""Carries a tuple of ``metrics.rows.Row``."""
+
+MetricModel = io.Custom("LIKENESS_METRIC_MODEL")
+"""Carries a ``nodes.host.metric_model.MetricModel``: a feature network that scores pictures, loaded once a server run."""
+
 MergeOptions = io.Custom("LIKENESS_MERGE_OPTIONS")
 """Carries a dict: fields of ``merging.options.MergeOptions``, and ``energy``, ``layer_weights``, ``dtype``."""
 
