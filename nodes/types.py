@@ -30,7 +30,13 @@ Metrics = io.Custom("LIKENESS_METRICS")
 """Carries a tuple of ``metrics.rows.Row``."""
 
 MetricModel = io.Custom("LIKENESS_METRIC_MODEL")
-"""Carries a ``nodes.host.metric_model.MetricModel``: a feature network that scores pictures, loaded once a server run."""
+"""Carries a ``nodes.host.metric_model.MetricModel``: a network that scores pictures, read once a server run."""
+
+Grounding = io.Custom("LIKENESS_GROUNDING")
+"""Carries a ``segmentation.found.Detector``: phrases and pictures -> boxes."""
+
+Segmenter = io.Custom("LIKENESS_SEGMENTER")
+"""Carries a ``segmentation.found.Segmenter``: boxes and pictures -> masks."""
 
 MergeOptions = io.Custom("LIKENESS_MERGE_OPTIONS")
 """Carries a dict: fields of ``merging.options.MergeOptions``, and ``energy``, ``layer_weights``, ``dtype``."""
