@@ -1,0 +1,1 @@
+"""Where the subject is, how it is blurred away, and how the new one is put in. Imports no other room."""
