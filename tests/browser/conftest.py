@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ class Comfy:
 
     def open_template(self, name: str) -> Comfy:
         """As a user does: Templates, Likeness, the card."""
+        self.page.evaluate("app.graph.clear()")
         self.page.locator(".templates-tab-button").click()
         dialog = self.page.locator(".workflow-template-selector-dialog")
         dialog.get_by_text("Likeness", exact=True).first.click()
@@ -134,12 +136,26 @@ class Comfy:
         return len(self._history())
 
 
-@pytest.fixture()
-def comfy_page(chromium: Any, server: Server) -> Iterator[Comfy]:
-    """A fresh visitor of a server that has the quickstart's pictures, as `./demo --serve` has."""
+@contextmanager
+def visitor(chromium: Any, server: Server) -> Iterator[Comfy]:
+    """Somebody who comes for the first time to a server that has the quickstart's pictures, as `./demo --serve` has."""
     reference_pictures(server.base, SUBJECT)
     context = chromium.new_context(viewport=WIDE)
     page = context.new_page()
     page.set_default_timeout(30_000)
     yield Comfy(page, server)
     context.close()
+
+
+@pytest.fixture()
+def comfy_page(chromium: Any, server: Server) -> Iterator[Comfy]:
+    """A fresh visitor for each test."""
+    with visitor(chromium, server) as comfy:
+        yield comfy
+
+
+@pytest.fixture(scope="module")
+def open_page(chromium: Any, server: Server) -> Iterator[Comfy]:
+    """One visitor for a module's tests, whose page is open: loading it takes several seconds."""
+    with visitor(chromium, server) as comfy:
+        yield comfy.open()

@@ -19,24 +19,23 @@ def shipped(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "workflows").glob("*.json")))
-def test_every_template_opens_from_the_list_and_keeps_its_values(comfy_page: Any, name: str) -> None:
+def test_every_template_opens_from_the_list_and_keeps_its_values(open_page: Any, name: str) -> None:
     """Fails when the pack does not load, a workflow names a node that neither it nor the host has, or values slip to
     another widget: the page's graphToPrompt must give what experiments.workflow gives."""
     from likeness.experiments.client import Client
     from likeness.experiments.workflow import to_api
 
-    comfy_page.open()
     uncaught: list[str] = []
-    comfy_page.page.on("pageerror", lambda error: uncaught.append(str(error)))
-    comfy_page.open_template(name)
-    nodes = comfy_page.nodes()
+    open_page.page.on("pageerror", lambda error: uncaught.append(str(error)))
+    open_page.open_template(name)
+    nodes = open_page.nodes()
     assert [node["id"] for node in nodes] and len(nodes) == len(shipped(name)["nodes"])
     assert [node["type"] for node in nodes if not node["known"]] == []
-    assert comfy_page.page.get_by_text("Missing Node").count() == 0
-    assert comfy_page.page.evaluate("[...app.graph.links.values()].length") == len(shipped(name)["links"])
+    assert open_page.page.get_by_text("Missing Node").count() == 0
+    assert open_page.page.evaluate("[...app.graph.links.values()].length") == len(shipped(name)["links"])
     assert uncaught == []
-    from_page = comfy_page.page.evaluate("app.graphToPrompt().then(p => p.output)")
-    info = Client(comfy_page.server.address).object_info()
+    from_page = open_page.page.evaluate("app.graphToPrompt().then(p => p.output)")
+    info = Client(open_page.server.address).object_info()
     ours = to_api(shipped(name), info)
     for node in from_page.values():  # the page also sends what some nodes only show
         known = {key for group in info[node["class_type"]]["input"].values() for key in group}
