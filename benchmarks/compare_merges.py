@@ -29,15 +29,14 @@ from report import Finding
 
 base_model.open_pack()
 
-import merge_graphs as graphs  # noqa: E402, it imports the pack
-import merge_library as library  # noqa: E402
-import sweep_runs  # noqa: E402
-
 from likeness.devtools.paths import HOST_BASES  # noqa: E402
 from likeness.experiments.client import Client  # noqa: E402
 from likeness.experiments.report import write_report  # noqa: E402
 from likeness.experiments.statistics import difference  # noqa: E402
 from likeness.experiments.store import Record  # noqa: E402
+from likeness.tinyworld.bench import library  # noqa: E402
+from likeness.tinyworld.bench import merges as graphs  # noqa: E402
+from likeness.tinyworld.bench import runs as sweep_runs  # noqa: E402
 from likeness.tinyworld.split import HELD_OUT_STYLES  # noqa: E402
 
 FOLDER = HOST_BASES / "compare-merges"

@@ -28,7 +28,6 @@ from report import Finding
 base_model.open_pack()
 
 import rank_graphs as graphs  # noqa: E402, it imports the pack
-import sweep_runs  # noqa: E402
 
 from likeness.devtools.paths import HOST_BASES  # noqa: E402
 from likeness.experiments import table  # noqa: E402
@@ -36,6 +35,7 @@ from likeness.experiments.client import Client  # noqa: E402
 from likeness.experiments.report import write_report  # noqa: E402
 from likeness.experiments.statistics import difference  # noqa: E402
 from likeness.experiments.store import Record  # noqa: E402
+from likeness.tinyworld.bench import runs as sweep_runs  # noqa: E402
 from likeness.tinyworld.truth import write_references  # noqa: E402
 
 FOLDER = HOST_BASES / "compare-ranks"

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from likeness.experiments.scoring import Finished
 from likeness.experiments.sweep import Sweep, from_mapping
-from likeness.metrics.features import Features, efficientnet_lite0
 from likeness.metrics.similarity import compare, cosine_similarities
-from likeness.tinyworld.classifier import PictureClassifier, load_judge
+from likeness.tinyworld.bench.graphs import Graph, draw, features, judge, node, start, true_tensor
 from likeness.tinyworld.dataset import caption
 from likeness.tinyworld.split import load_split
-from likeness.tinyworld.truth import TRIGGER, reference_styles, true_picture
+from likeness.tinyworld.truth import TRIGGER, reference_styles
 
 # random.Random(4).sample of the held-out subjects, without the demo's
 SUBJECTS = (
@@ -29,8 +26,6 @@ PICTURES = 2  # a prompt
 SCORING = "fidelity, truth, prompt 1"  # another number when `score` changes
 TRAIN, ADAPTIVE, RESIZE = "LikenessTrainLoRA", "LikenessTrainAdaptiveLoRA", "LikenessResizeLoRA"
 SAVED = "likeness/ranks/{method} {subject} {seed}"
-
-Graph = dict[str, Any]
 
 
 def sweeps(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str]) -> dict[str, Sweep]:
@@ -96,17 +91,6 @@ def cut(ranks: Sequence[int], energies: Sequence[float], largest: int) -> list[A
     settings = {f"{largest} cut to {rank}": {"resize.mode": "rank", "resize.rank": rank} for rank in ranks}
     settings |= {f"{largest} cut to energy {e:g}": {"resize.mode": "energy", "resize.energy": e} for e in energies}
     return [{"label": label, "set": {**loaded, **given}} for label, given in settings.items()]
-
-
-def node(info: Mapping[str, Any], kind: str, **inputs: Any) -> dict[str, Any]:
-    """A node with the schema's defaults for the widgets that are not given."""
-    schema = info[kind]["input"]
-    for name, spec in {**(schema.get("required") or {}), **(schema.get("optional") or {})}.items():
-        options = spec[1] if len(spec) > 1 else {}
-        choices = spec[0] if isinstance(spec[0], list) else options.get("options") or []
-        if name not in inputs and ("default" in options or choices):
-            inputs[name] = options.get("default", choices[0] if choices else None)
-    return {"class_type": kind, "inputs": inputs}
 
 
 def training(info: Mapping[str, Any], args: Namespace, kind: str, **more: Any) -> Graph | None:
@@ -181,7 +165,7 @@ def score(finished: Finished) -> dict[str, float]:
     together = torch.cat(drawn)
     shown = torch.tensor([i for i, part in enumerate(drawn) for _ in part])
     with torch.no_grad():
-        named = _judge()(together)[1].argmax(1)
+        named = judge()(together)[1].argmax(1)
     truths = features()(torch.stack([true_tensor(subject, style) for style, _ in prompts()]))
     seen = features()(together)
     references = torch.stack([true_tensor(subject, style) for style in reference_styles()])
@@ -193,39 +177,11 @@ def score(finished: Finished) -> dict[str, float]:
     }
 
 
-def start(info: Mapping[str, Any]) -> Graph:
-    return {
-        "model": node(info, "CheckpointLoaderSimple", ckpt_name="tiny-unet.safetensors"),
-        "empty": node(info, "CLIPTextEncode", clip=["model", 1], text=""),
-    }
-
-
 def _save_and_draw(info: Mapping[str, Any], graph: Graph, lora: list[Any], model: list[Any]) -> None:
     graph["save"] = node(info, "LikenessSaveLoRA", lora=lora, filename=SAVED, naming="kohya", dtype="fp16")
     graph["latent"] = node(info, "EmptyLatentImage", width=64, height=64, batch_size=PICTURES)
     for k, (style, prompt) in enumerate(prompts()):
         draw(info, graph, model, prompt, 50 + k, f" {style}")
-
-
-def draw(info: Mapping[str, Any], graph: Graph, model: list[Any], prompt: str, seed: int, name: str = "") -> None:
-    """Pictures of a prompt on the node "latent", shown by the node "draw" with `name` after it."""
-    graph[f"text{name}"] = node(info, "CLIPTextEncode", clip=["model", 1], text=prompt)
-    graph[f"sample{name}"] = node(
-        info,
-        "KSampler",
-        model=model,
-        seed=seed,
-        steps=20,
-        cfg=3.0,
-        sampler_name="euler",
-        scheduler="normal",
-        positive=[f"text{name}", 0],
-        negative=["empty", 0],
-        latent_image=["latent", 0],
-        denoise=1.0,
-    )
-    graph[f"decode{name}"] = node(info, "VAEDecode", samples=[f"sample{name}", 0], vae=["model", 2])
-    graph[f"draw{name}"] = node(info, "PreviewImage", images=[f"decode{name}", 0])
 
 
 def _sweep(graph: Graph | None, methods: Sequence[Any], subjects: Sequence[str], args: Namespace) -> Sweep:
@@ -248,18 +204,3 @@ def _sweep(graph: Graph | None, methods: Sequence[Any], subjects: Sequence[str],
             "replicates": ["subject", "seed"],
         }
     )
-
-
-def true_tensor(subject: str, style: str) -> Tensor:
-    """(3, 64, 64) in [0, 1]."""
-    return torch.from_numpy(true_picture(subject, style)).permute(2, 0, 1)
-
-
-@cache
-def features() -> Features:
-    return efficientnet_lite0()
-
-
-@cache
-def _judge() -> PictureClassifier:
-    return load_judge(load_split())

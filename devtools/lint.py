@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .paths import ROOT, venv_python
 
-ROOMS = ("lora", "trainers", "merging", "metrics", "experiments", "tinyworld")
+ROOMS = ("lora", "trainers", "merging", "segmentation", "metrics", "experiments", "tinyworld")
 
 
 def ruff() -> int:

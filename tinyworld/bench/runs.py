@@ -1,4 +1,4 @@
-"""What the benchmarks share that are sweeps of training graphs over held-out subjects, on a ComfyUI of their own."""
+"""What the bench and benchmarks share that are sweeps of graphs over held-out subjects, on a ComfyUI of their own."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol
 
-from report import Finding
+from ...devtools.checkpoint import link_checkpoint, link_hypernetwork
+from ...devtools.demo import device_flags
+from ...devtools.paths import host_path
+from ...devtools.server import HEADLESS_FLAGS, Server, make_base
+from ...experiments import conduct, table
+from ...experiments.engine import Threads
+from ...experiments.scoring import Finished
+from ...experiments.statistics import by_unit
+from ...experiments.store import Record, Store
+from ...experiments.sweep import Sweep
 
-from likeness.devtools.checkpoint import link_checkpoint
-from likeness.devtools.demo import device_flags
-from likeness.devtools.paths import host_path
-from likeness.devtools.server import HEADLESS_FLAGS, Server, make_base
-from likeness.experiments import conduct, table
-from likeness.experiments.engine import Threads
-from likeness.experiments.scoring import Finished
-from likeness.experiments.statistics import by_unit
-from likeness.experiments.store import Record, Store
-from likeness.experiments.sweep import Sweep
+
+class Finding(Protocol):
+    """A figure against its target."""
+
+    ok: bool
+
+    def line(self) -> str:
+        """As it is printed."""
 
 
 def run_arguments(parser: argparse.ArgumentParser, folder: Path) -> None:
@@ -41,6 +49,7 @@ def serving(args: argparse.Namespace) -> Iterator[list[Server]]:
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(args.threads)
     first = make_base(args.folder / "base")
     link_checkpoint(first)
+    link_hypernetwork(first)
     bases = [first, *(_beside(first, number) for number in range(2, args.servers + 1))]
     servers = [Server(host_path(), base, flags=(*device_flags(), *HEADLESS_FLAGS)) for base in bases]
     with ExitStack() as stack:

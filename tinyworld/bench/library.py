@@ -1,4 +1,4 @@
-"""The LoRAs that compare_merges.py needs before it merges: graphs that teach them, and what they are taught on."""
+"""The LoRAs that there must be before any are merged: graphs that teach them, and what they are taught on."""
 
 from __future__ import annotations
 
@@ -7,25 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merge_graphs import (
-    LIBRARY,
-    NETWORK,
-    STYLE_BATCH,
-    STYLE_TRIGGER,
-    TRIGGER,
-    dataset,
-    lora_file,
-    train,
-    trained,
-)
-from merge_graphs import (
-    SUBJECTS as COMPARED,
-)
-from rank_graphs import node, start
-
-from likeness.experiments.sweep import Sweep, from_mapping
-from likeness.tinyworld.split import library_subjects, load_split
-from likeness.tinyworld.truth import write_references, write_style
+from ...experiments.sweep import Sweep, from_mapping
+from ..split import library_subjects, load_split
+from ..truth import TRIGGER, write_references, write_style
+from .graphs import node, start
+from .merges import LIBRARY, NETWORK, STYLE_BATCH, STYLE_TRIGGER, dataset, lora_file, train, trained
+from .merges import SUBJECTS as COMPARED
 
 _SPLIT = load_split()
 SUBJECTS = (*(name for name in _SPLIT.held_out_subjects if name not in COMPARED), *library_subjects(_SPLIT))

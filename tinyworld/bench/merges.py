@@ -1,4 +1,4 @@
-"""The graphs of compare_merges.py, one sweep a family, and how their pictures are scored."""
+"""A subject's LoRA and a style's in one: graphs, one sweep a family, and how their pictures are scored."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from functools import cache
 from typing import Any
 
 import torch
-from rank_graphs import Graph, draw, features, node, start, true_tensor
 from torch import Tensor
 
-from likeness.experiments.scoring import Finished
-from likeness.experiments.sweep import Sweep, from_mapping
-from likeness.metrics.similarity import compare, cosine_similarities
-from likeness.tinyworld.split import STYLES, load_split
-from likeness.tinyworld.truth import TRIGGER, reference_styles
+from ...experiments.scoring import Finished
+from ...experiments.sweep import Sweep, from_mapping
+from ...metrics.similarity import compare, cosine_similarities
+from ..split import STYLES, load_split
+from ..truth import TRIGGER, reference_styles
+from .graphs import Graph, draw, features, node, start, true_tensor
 
 SUBJECTS = ("dolphin", "framed-picture", "battery", "peach", "radio", "canoe", "bathtub", "bat")
 STYLE_TRIGGER = "style"
@@ -150,7 +150,7 @@ def zipped(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], st
 
 
 def predicted(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], styles: Sequence[str]) -> Sweep:
-    """LikenessLoRARar with the hypernetwork of `merge_library`, which is there by now."""
+    """LikenessLoRARar with the hypernetwork of `library`, which is there by now."""
     graph = loaded(info)
     graph["rar"] = node(
         info,
@@ -175,7 +175,7 @@ def save_and_draw(info: Mapping[str, Any], graph: Graph, lora: list[Any], model:
 
 
 def score(finished: Finished) -> dict[str, float]:
-    """What compare_merges.py says it scores, of a run's pictures."""
+    """What benchmarks/compare_merges.py says it scores, of a run's pictures."""
     subject, style = str(finished.values["subject"]), str(finished.values["style"])
     drawn = finished.pictures("draw")
     seen, held = features()(drawn), load_split().held_out_subjects
