@@ -91,6 +91,17 @@ class LikenessAdapterOptions(io.ComfyNode):
                     optional=True,
                     tooltip="With adalora: the mean rank that it keeps, below rank. 0: half of it.",
                 ),
+                io.Float.Input(
+                    "loraplus_ratio",
+                    default=standard.loraplus_ratio,
+                    min=0.01,
+                    max=1024.0,
+                    step=0.5,
+                    round=0.01,
+                    optional=True,
+                    tooltip="LoRA+: the learning rate of up (B) is so many times that of down (A), which is the one on "
+                    "Train LoRA. LoRA and DoRA. 1: the same for both. Lower learning_rate when you raise it.",
+                ),
             ],
             outputs=[
                 TrainingOptions.Output(display_name="options", tooltip="For the options input of Train LoRA."),

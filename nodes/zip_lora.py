@@ -21,6 +21,7 @@ NOT_OURS = (
     "dropout",
     "init",
     "rank_stabilised",
+    "loraplus_ratio",
     "algorithm",
 )
 

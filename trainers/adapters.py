@@ -37,12 +37,15 @@ class Method:
     rank_stabilised: bool = False
     lokr_factor: int = -1
     export_energy: float = 1.0
+    loraplus_ratio: float = 1.0
 
     @classmethod
     def of(cls, config: TrainingConfig) -> Method:
         """As a configuration says."""
         energy = config.export_energy if config.export_truncation == "energy" else 1.0
-        return cls(config.algorithm, config.init, config.rank_stabilised, config.lokr_factor, energy)
+        return cls(
+            config.algorithm, config.init, config.rank_stabilised, config.lokr_factor, energy, config.loraplus_ratio
+        )
 
 
 class LayerAdapter:
@@ -50,6 +53,8 @@ class LayerAdapter:
 
     zeros: ClassVar[frozenset[str]] = frozenset()
     """Those that begin as zeros, so that training starts from the base model; the others begin as Kaiming uniform."""
+    faster: ClassVar[frozenset[str]] = frozenset()
+    """Those whose learning rate ``Method.loraplus_ratio`` raises."""
 
     def __init__(self, layer: Any, plan: LayerPlan, method: Method) -> None:
         self.layer, self.plan, self.method = layer, plan, method
@@ -67,6 +72,11 @@ class LayerAdapter:
     def parameters(self) -> dict[str, nn.Parameter]:
         """Name in the host's files -> parameter."""
         return {suffix: getattr(owner, attribute) for suffix, (owner, attribute) in self.slots.items()}
+
+    def rates(self) -> list[float]:
+        """The factor of the learning rate of each of :meth:`parameters`."""
+        ratio = self.method.loraplus_ratio
+        return [self.plan.rate * (ratio if suffix in self.faster else 1.0) for suffix in self.slots]
 
     def put(self, suffix: str, value: Tensor) -> None:
         """A new parameter: .data may not move one between any two kinds of device."""
@@ -131,6 +141,7 @@ class LowRank(LayerAdapter):
     """
 
     zeros = frozenset({UP})
+    faster = frozenset({UP})
 
     def __init__(self, layer: Any, plan: LayerPlan, method: Method) -> None:
         super().__init__(layer, plan, method)

@@ -183,7 +183,7 @@ def check_resumable(checkpoint: Checkpoint, config: TrainingConfig) -> None:
         )
     fixed: Sequence[str] = (
         *("rank", "alpha", "targets", "target_pattern", "optimizer", "adapter_dtype"),
-        *("algorithm", "init", "rank_stabilised", "lokr_factor", "layer_rules"),
+        *("algorithm", "init", "rank_stabilised", "lokr_factor", "layer_rules", "loraplus_ratio"),
         *("text_encoders", "text_encoder_pattern"),
     )
     differing = [
@@ -193,10 +193,10 @@ def check_resumable(checkpoint: Checkpoint, config: TrainingConfig) -> None:
     ]
     # The optimizer's state is kept by groups of one rate, and which layers share one depends on this.
     shares = [each.text_encoder_learning_rate / each.learning_rate for each in (config, checkpoint.config)]
-    if config.layer_rules and shares[0] != shares[1]:
+    if (config.layer_rules or config.loraplus_ratio != 1) and shares[0] != shares[1]:
         differing.append(
             f"text_encoder_learning_rate is {shares[0]:g} of learning_rate, the checkpoint's {shares[1]:g}, and there "
-            f"are layer_rules"
+            f"are {'layer_rules' if config.layer_rules else 'two rates (loraplus_ratio)'}"
         )
     if differing:
         raise ValueError(f"Cannot resume: {'; '.join(differing)}. Set them alike, or start a new run.")

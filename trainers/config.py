@@ -87,6 +87,8 @@ class TrainingConfig:
         algorithm: one of :data:`ALGORITHMS`, see :mod:`.adapters`.
         init: one of :data:`INITS`: how LoRA's factors begin; DoRA takes the first two, the others have their own.
         rank_stabilised: ΔW = alpha/√rank · up · down (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732); LoRA and DoRA.
+        loraplus_ratio: the learning rate of B (``lora_up``) is so many times that of A (LoRA+, Hayou et al. 2024, arXiv
+            2402.12354); ``learning_rate`` is A's. LoRA, DoRA and ``adaptive``; 1 = off, 16 is the paper's.
         lokr_factor: LoKr's small matrix is about so large in each direction; -1 = near the square root.
         layer_rules: ranks, alphas and learning rates of single layers, a line each, see :mod:`.layer_rules`.
         prior_weight: λ of the loss that keeps what the model knew, see :mod:`.prior`; 0 = off.
@@ -167,6 +169,7 @@ class TrainingConfig:
     entropy_weight: float = 0.0
     export_truncation: str = "quantile"
     export_energy: float = 0.99
+    loraplus_ratio: float = 1.0
 
     def validate(self) -> TrainingConfig:
         """Return self.
@@ -201,6 +204,7 @@ class TrainingConfig:
             at_least(name, 0)
         at_least("target_rank", 0)
         at_least("rank_lr", 0, above=True)
+        at_least("loraplus_ratio", 0, above=True)
         one_of("export_truncation", TRUNCATIONS)
         if not 0 < self.export_energy <= 1:
             wrong.append(f"export_energy is {self.export_energy}; it must be above 0, up to 1 (all)")
@@ -267,6 +271,11 @@ class TrainingConfig:
                     else " and no dropout; set init to 'kaiming', rank_stabilised to false and dropout to 0"
                 )
             )
+        if self.loraplus_ratio != 1 and self.algorithm not in ("lora", "dora", "adaptive"):
+            wrong.append(
+                f"loraplus_ratio is {self.loraplus_ratio:g} and algorithm {self.algorithm!r}, which has no A and B; "
+                f"set loraplus_ratio to 1, or choose 'lora' or 'dora'"
+            )
         if self.algorithm in ADAPTING:
             wrong += self._wrong_ranks()
         if self.algorithm == "dora" and self.init in ("pissa", "olora"):
@@ -280,6 +289,8 @@ class TrainingConfig:
             rules = ()
         if self.optimizer == "prodigy" and any(rule.rate != 1 for rule in rules):
             wrong.append("optimizer is 'prodigy', which has one rate for all layers; take lr=… out of layer_rules")
+        if self.optimizer == "prodigy" and self.loraplus_ratio != 1:
+            wrong.append("optimizer is 'prodigy', which has one rate for A and B; set loraplus_ratio to 1")
         if self.optimizer == "prodigy" and self.text_encoder_learning_rate not in (0, self.learning_rate):
             wrong.append(
                 f"optimizer is 'prodigy', which has one rate for all layers; set text_encoder_learning_rate to "

@@ -59,7 +59,7 @@ class Adapters:
 
     def rates(self) -> list[float]:
         """The factor of the learning rate of each of :meth:`parameters`."""
-        return [layer.plan.rate for layer in self._layers.values() for _ in layer.slots]
+        return [rate for layer in self._layers.values() for rate in layer.rates()]
 
     def train(self, mode: bool) -> None:
         """Turn the adapters' own dropout on or off; the model's layers are left alone."""

@@ -23,6 +23,7 @@ def describe_adapter(config: TrainingConfig, layers: Sequence[str] | None) -> li
         + (f", init {config.init}" if plain else "")
         + (", rank-stabilised" if config.rank_stabilised else "")
         + (f", dropout {config.dropout:g}" if config.dropout else "")
+        + (f", LoRA+ ratio {config.loraplus_ratio:g}" if config.loraplus_ratio != 1 else "")
     ]
     rules = parse_rules(config.layer_rules)
     deciding = [first_match(name, rules) for name in layers or ()]
