@@ -30,6 +30,27 @@ def test_the_bootstrap_is_near_scipys() -> None:
     assert (got.low, got.high) == pytest.approx(want.confidence_interval, abs=0.02)
 
 
+@pytest.mark.parametrize("values", [np.random.default_rng(1).exponential(1.0, 25), [1.0, 2.0, 2.0, 9.0, 30.0]])
+def test_the_corrected_bootstrap_is_near_scipys(values: object) -> None:
+    """Fails if the bias or the skew is corrected with the wrong sign: on skewed values that moves both ends."""
+    x = np.asarray(values, dtype=float)
+    got, plain = estimate(x, "bca"), estimate(x, "bootstrap")
+    want = stats.bootstrap((x,), np.mean, method="BCa", n_resamples=20_000, random_state=1).confidence_interval
+    scale = want.high - want.low
+    assert (got.low, got.high) == pytest.approx(tuple(want), abs=0.04 * scale)
+    assert got.low > plain.low and got.high > plain.high + 0.05 * scale, "no correction at all would pass"
+
+
+def test_the_bootstrap_repeats_and_a_constant_has_no_width() -> None:
+    """Fails if the seed is not heeded, or alike values give NaN."""
+    values = np.random.default_rng(0).normal(size=300)  # long enough to be resampled in several parts
+    assert estimate(values, "bca", seed=3) == estimate(values, "bca", seed=3) != estimate(values, "bca", seed=4)
+    got = estimate([0.5] * 6, "bca")
+    assert (got.low, got.high, got.error) == (0.5, 0.5, 0.0)
+    with pytest.raises(ValueError, match="no interval 'normal'"):
+        estimate([1.0, 2.0], "normal")
+
+
 def test_one_value_has_no_interval_and_none_is_an_error() -> None:
     """Fails if a single run is shown with an error of zero, as if it were certain."""
     got = estimate([2.0])
