@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import host
-from .paths import HOST_BASES, ROOT, VENV, venv_python
+from .paths import HOST_BASES, ROOT, TRANSFORMERS4, VENV, venv_python
 
 STAMP = VENV / "likeness-setup.json"
 MINIMUM = (3, 10)
@@ -44,11 +44,24 @@ def ensure(*, test: bool = False) -> None:
     _install_once("host", files if not test else files[:-1], alone)
     if test:
         _install_once("test", files, [])
+        _bring_transformers4()
 
 
 def install_alone(requirement: str, target: Path) -> None:
     """Unpack one package, without what it requires, into a folder of its own."""
     _pip_install(["--no-deps", "--target", str(target), requirement])
+
+
+def _bring_transformers4() -> None:
+    """Unpack an older transformers into a folder of its own, unless it is there; tests run with it in PYTHONPATH."""
+    file = HERE / "requirements-transformers4.txt"
+    stamp, digest = TRANSFORMERS4 / "likeness-setup.txt", hashlib.sha256(sys.version.encode() + file.read_bytes())
+    if stamp.is_file() and stamp.read_text() == digest.hexdigest():
+        return
+    say(f"bringing an older transformers into {TRANSFORMERS4.relative_to(ROOT)}")
+    shutil.rmtree(TRANSFORMERS4, ignore_errors=True)
+    _pip_install(["--no-deps", "--target", str(TRANSFORMERS4), "-r", str(file)])
+    stamp.write_text(digest.hexdigest())
 
 
 def say(text: str) -> None:

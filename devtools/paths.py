@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 HOST_BASES = ROOT / ".host"  # the host and every server's own base folder; ignored by git
+TRANSFORMERS4 = HOST_BASES / "transformers4"  # an older transformers, for tests
 DEMO_OUTPUT = ROOT / "demo-output"
 
 

@@ -155,6 +155,19 @@ def object_info(server: Any) -> dict[str, object]:
 
 
 @pytest.fixture(scope="session")
+def transformers4() -> dict[str, str]:
+    """The environment of a process that imports transformers 4 (and its tokenizers) instead of the installed one.
+
+    Run a test file once more in it, in one process: see tests/segmentation/test_transformers4.py.
+    """
+    from likeness.devtools.paths import TRANSFORMERS4
+
+    if not (TRANSFORMERS4 / "transformers").is_dir():
+        pytest.fail(f"there is no older transformers in {TRANSFORMERS4}: run ./test --setup-only")
+    return {**os.environ, "PYTHONPATH": str(TRANSFORMERS4), "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="session")
 def figures(pytestconfig: pytest.Config) -> Iterator[dict[str, Any]]:
     """What the quality tests measured; .host/quality.json has the last figure of each."""
     measured: dict[str, Any] = {}
