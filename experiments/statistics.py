@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +14,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 10_000
 INTERVALS = ("t", "bootstrap", "bca")
 
+Unit = TypeVar("Unit", bound=Hashable)
 FloatArray = NDArray[np.float64]
 
 
@@ -100,7 +102,7 @@ def by_unit(values: Sequence[float], units: Sequence[Hashable]) -> dict[Hashable
     return {unit: sum(found) / len(found) for unit, found in gathered.items()}
 
 
-def difference(one: dict[Hashable, float], other: dict[Hashable, float], interval: str = "t") -> Estimate:
+def difference(one: Mapping[Unit, float], other: Mapping[Unit, float], interval: str = "t", seed: int = 0) -> Estimate:
     """one − other, unit by unit (paired), over the units that both have.
 
     Raises:
@@ -109,7 +111,7 @@ def difference(one: dict[Hashable, float], other: dict[Hashable, float], interva
     shared = [unit for unit in one if unit in other]
     if not shared:
         raise ValueError("the two have no unit (subject, seed) in common, so that nothing can be paired")
-    return estimate([one[unit] - other[unit] for unit in shared], interval)
+    return estimate([one[unit] - other[unit] for unit in shared], interval, seed)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
