@@ -45,6 +45,6 @@ def write_report(
             safe = "".join(letter if letter.isalnum() else "_" for letter in axis)
             write_whole(folder / f"plot_{safe}.png", [plots.error_bars(rows, axis, title)])
     if pareto and pareto.get("x") and pareto.get("y"):
-        named = {key: str(pareto[key]) for key in ("x", "y", "size", "colour") if pareto.get(key)}
+        named: dict[str, Any] = {key: str(pareto[key]) for key in ("x", "y", "size", "colour") if pareto.get(key)}
         write_whole(folder / "pareto.png", [plots.pareto(rows, title=title, **named)])
     return rows

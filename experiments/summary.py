@@ -17,7 +17,7 @@ from .statistics import INTERVALS, Estimate, by_unit, estimate
 LEAST_SUBJECTS = 5
 """With fewer, an interval over subjects says nothing, and pictures are the units."""
 UNITS = ("auto", "subject", "picture")
-MOST_METHODS = 6
+MOST_METHODS = 4
 """With more, every method is compared with the first alone: all pairs would be a page of tests."""
 
 
@@ -109,7 +109,7 @@ def summarise(
         interval: "bootstrap", "bca" or "t": see `statistics.estimate`.
         unit: what is independent of each other. "picture"; "subject": its pictures are averaged first; "auto": subjects
             where a column has at least five of them, else pictures.
-        baseline: the method that the others are tested against; empty: all pairs, of more than six methods only those
+        baseline: the method that the others are tested against; empty: all pairs, of more than four methods only those
             with the first.
         seed: of the bootstrap.
 

@@ -22,7 +22,7 @@ HOW = {
 
 def to_markdown(summary: Summary, title: str = "") -> str:
     """The table with the best in bold, what each metric is, the paired tests, and notes."""
-    models = _models(summary)
+    models = numbered_models(summary)
     head = ["method", *(heading(column, models) for column in summary.columns)]
     body = []
     for method in summary.methods:
@@ -101,7 +101,8 @@ def to_json(summary: Summary) -> Json:
     return {"figures": figures(summary), "tests": tests, "notes": list(summary.notes)}
 
 
-def _models(summary: Summary) -> dict[str, int]:
+def numbered_models(summary: Summary) -> dict[str, int]:
+    """A number for each model that measured, from 1."""
     names = dict.fromkeys(column.model for column in summary.columns if column.model)
     return {name: number for number, name in enumerate(names, 1)}
 

@@ -71,7 +71,7 @@ def test_the_report_writes_all_of_it(tmp_path: Path) -> None:
 def test_the_front_is_drawn_through_the_best_and_markers_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if the beaten point is on the front, or the marker's area does not follow the size."""
     seen: list = []
-    monkeypatch.setattr(plots, "_png", lambda figure: seen.append(figure) or b"")
+    monkeypatch.setattr(plots, "png", lambda figure: seen.append(figure) or b"")
     records = [record(r, "s", 1, x=x, y=y, mb=mb) for r, x, y, mb in ((1, 1, 3, 1), (2, 2, 2, 2), (3, 1.5, 1.5, 4))]
     rows = table.summarise(records, ["rank"], ["subject", "seed"])
     plots.pareto(rows, "x", "y", "mb")
@@ -87,7 +87,7 @@ def test_the_front_is_drawn_through_the_best_and_markers_grow(monkeypatch: pytes
 def test_error_bars_stand_for_the_interval(values: list, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if bars show the standard error, or a point stands at another value's place."""
     seen: list = []
-    monkeypatch.setattr(plots, "_png", lambda figure: seen.append(figure) or b"")
+    monkeypatch.setattr(plots, "png", lambda figure: seen.append(figure) or b"")
     records = [record(v, s, 1, y=i + d) for i, v in enumerate(values) for s, d in (("a", 0.0), ("b", 0.1), ("c", 0.3))]
     rows = table.summarise(records, ["rank"], ["subject", "seed"])
     plots.error_bars(rows, "rank")
