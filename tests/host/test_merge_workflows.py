@@ -23,7 +23,7 @@ def test_subject_and_style_are_taught_merged_and_compared(
     """Fails if a wire leads to the wrong LoRA (a trigger word missing, sheets alike), the second workflow does not take
     the files of the first, or shows no report."""
     write_references("bat", base / "input" / "likeness_subject")
-    write_style("noto-v1", base / "input" / "likeness_style_zwx", trigger="zwx")
+    write_style("noto-v1", base / "input" / "likeness_retro", trigger="style")
     graph = to_api(json.loads((FOLDER / "merge_subject_style.json").read_text("utf-8")), object_info)
     set_inputs(graph, "LikenessTrainLoRA", steps=2, learning_rate=0.05, batch_size=1, rank=2)
     set_inputs(graph, "KSampler", steps=2)
@@ -33,7 +33,7 @@ def test_subject_and_style_are_taught_merged_and_compared(
     assert len(sheets) == 3
     loras = base / "models" / "loras" / "likeness"
     merged = load_lora(loras / "subject_in_style.safetensors").metadata
-    assert merged["likeness.trigger"] == "sks, zwx"
+    assert merged["likeness.trigger"] == "sks, style"
     assert "CheckpointSave" not in {body["class_type"] for body in graph.values()}, "it is to be muted"
 
     graph = to_api(json.loads((FOLDER / "merge_report.json").read_text("utf-8")), object_info)
