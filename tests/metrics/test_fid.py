@@ -39,7 +39,7 @@ def test_gaussians_whose_distance_is_22_5() -> None:
 @settings(max_examples=20, deadline=None)
 def test_the_printed_formula(seed: int, sizes: tuple[int, int]) -> None:
     """Wide sets against SciPy's sqrtm to 1e-9; sets smaller than the width, where sqrtm of the singular product loses
-    digits, to 1e-5. Fails if the factor of either branch (QR or the rows themselves) is not that of Σ."""
+    digits, to 1e-5. Fails if the factor of either branch (Cholesky's or the rows themselves) is not that of Σ."""
     generated, references = features(seed, sizes[0]), features(seed + 1, sizes[1], shift=0.5)
     close = 1e-9 if min(sizes) > 6 else 1e-5
     expected = by_sqrtm(generated, references)
@@ -62,6 +62,14 @@ def test_identity_symmetry_order_and_rotation(seed: int, many: int, others: int)
     rotation = torch.linalg.qr(features(seed + 2, 6))[0]
     assert fid_distance(a @ rotation, b @ rotation) == pytest.approx(distance, rel=1e-6)
     assert fid_distance(3 * a, 3 * b) == pytest.approx(9 * distance)
+
+
+def test_a_feature_that_never_changes_costs_nothing() -> None:
+    """Large sets of which one feature is constant: the distance is that of the others. Fails if a covariance without a
+    Cholesky factor raises or gives NaN."""
+    a, b = features(0, 40), features(1, 30)
+    flat = [torch.cat([part, torch.ones(len(part), 1)], dim=1) for part in (a, b)]
+    assert fid_distance(flat[0], flat[1]) == pytest.approx(fid_distance(a, b), rel=1e-6)
 
 
 def test_torchmetrics_agrees() -> None:
