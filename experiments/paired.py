@@ -51,15 +51,14 @@ def compare_pairs(
 ) -> Found | None:
     """(mean, low, high, pairs, p of t, p of Wilcoxon) of one − other, or None with fewer than two pairs.
 
-    A pair has the same subject, prompt, seed and picture; where no two rows agree in all four, the picture's number is
-    left out. N/A on one side takes the pair out.
+    A pair has the same subject, prompt and seed; the picture's number counts too where those three do not tell the rows
+    of a method apart. N/A on one side takes the pair out.
 
     Args:
         by_subject: a subject's differences are averaged first: subjects are the units.
     """
-    left, right = _shared(one, other, _whole_key)
-    if not left:
-        left, right = _shared(one, other, _key_without_picture)
+    told_apart = all(len({_asked(row) for row in rows}) == len(rows) for rows in (one, other))
+    left, right = _shared(one, other, _asked if told_apart else _whole_key)
     if by_subject:
         left, right = _by_subject(left), _by_subject(right)
     if len(left) < FEW:
@@ -111,7 +110,7 @@ def _whole_key(row: Row) -> Key:
     return (row.subject, row.prompt, row.seed, row.picture)
 
 
-def _key_without_picture(row: Row) -> Key:
+def _asked(row: Row) -> Key:
     return (row.subject, row.prompt, row.seed)
 
 

@@ -19,6 +19,7 @@ LEAST_SUBJECTS = 5
 UNITS = ("auto", "subject", "picture")
 MOST_METHODS = 4
 """With more, every method is compared with the first alone: all pairs would be a page of tests."""
+MOST_NOTES = 20
 
 
 @dataclass(frozen=True)
@@ -224,4 +225,6 @@ def _notes(
     few = [cell.estimate.units for cell in cells.values() if cell.estimate is not None and 1 < cell.estimate.units < 10]
     if few and interval != "t":
         notes.append(f"some intervals are of {min(few)} values: a bootstrap of fewer than 10 is too narrow")
-    return [*notes, *dict.fromkeys(row.note for row in kept if row.note and row.value is not None)]
+    said = list(dict.fromkeys(row.note for row in kept if row.note))
+    more = [f"and {len(said) - MOST_NOTES} more notes of rows"] if len(said) > MOST_NOTES else []
+    return [*notes, *said[:MOST_NOTES], *more]

@@ -40,7 +40,7 @@ COSTS: dict[str, Meaning] = {
         "lower", "seconds", "time of one picture, sampling and decoding, warm-up left out", True
     ),
     "trained_parameters": Meaning("lower", "numbers", "numbers that were trained", True),
-    "file_size": Meaning("lower", "MB", "size of the LoRA as a file, 10⁶ bytes", True),
+    "file_size": Meaning("lower", "MB", "size of the LoRA's tensors, 10⁶ bytes; its header is not counted", True),
 }
 
 

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,16 @@ def test_a_picture_without_a_figure_leaves_its_pair_and_unpaired_ones_are_left_o
     (test,) = summarise(gone, baseline="base").tests
     kept = [place for place in range(12) if place not in (3, 5)]
     assert test.pairs == 10 and test.p_t == pytest.approx(stats.ttest_rel(other[kept], one[kept]).pvalue)
+
+
+def test_places_in_a_batch_matter_only_where_seeds_do_not_tell_pictures_apart() -> None:
+    """Fails if a method that drew fewer prompts is paired by place, or four pictures of one seed are one value."""
+    rows, one, other = two_methods()
+    moved = [replace(row, picture=row.picture + 7) if row.method == "LoRA" else row for row in rows]  # type: ignore[operator]
+    (test,) = summarise(moved, baseline="base").tests
+    assert test.pairs == 12 and test.p_t == pytest.approx(stats.ttest_rel(other, one).pvalue)
+    (batch,) = summarise([replace(row, seed=1) for row in rows], baseline="base").tests
+    assert batch.pairs == 12 and batch.p_t == test.p_t
 
 
 def test_subjects_are_the_units_of_tests_too() -> None:
