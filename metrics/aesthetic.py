@@ -8,6 +8,7 @@ The file (``sac+logos+ava1-l14-linearMSE.pth``) is the user's.
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class AestheticHead(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        places = dict(zip(_NUMBERS, zip(WIDTHS[:-1], WIDTHS[1:], strict=True), strict=True))
+        places = dict(zip(_NUMBERS, itertools.pairwise(WIDTHS), strict=True))
         self.layers = nn.Sequential(
             *(nn.Linear(*places[number]) if number in places else nn.Identity() for number in range(_NUMBERS[-1] + 1))
         )
@@ -76,7 +77,7 @@ def load_aesthetic(path: Path) -> AestheticHead:
         head.load_state_dict(state)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, TypeError, AttributeError) as why:
         raise ValueError(
-            f"{path} is not LAION's improved aesthetic predictor ({' '.join(str(why).split())[:120]}); expected {FILE} of "
-            "christophschuhmann/improved-aesthetic-predictor"
+            f"{path} is not LAION's improved aesthetic predictor ({' '.join(str(why).split())[:120]}); expected {FILE} "
+            "of christophschuhmann/improved-aesthetic-predictor"
         ) from why
     return head.eval().requires_grad_(False)
