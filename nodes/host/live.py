@@ -34,12 +34,14 @@ class Live:
         self.records: list[Mapping[str, float]] = []
         self.samples: Image.Image | None = None
         self._next = time.monotonic() + FIRST
+        self._shown = False
 
     def record(self, record: Mapping[str, float]) -> None:
         """A line of the log."""
         self.records.append(record)
-        if time.monotonic() >= self._next:
-            self.draw(int(record["step"]))
+        step = int(record["step"])
+        if time.monotonic() >= self._next or (self._shown and step == self.steps):  # the page keeps the last one
+            self.draw(step)
 
     def show(self, samples: Image.Image, step: int) -> None:
         """Sample pictures of a step."""
@@ -48,7 +50,7 @@ class Live:
 
     def draw(self, step: int) -> None:
         """Make the preview anew. Whatever hinders it must not end the training."""
-        began = time.monotonic()
+        began, self._shown = time.monotonic(), True
         try:
             curves = training_curves([record["loss"] for record in self.records], self.records, 896, 560)
             picture = Image.fromarray((curves[0].numpy() * 255).astype(np.uint8))
