@@ -17,8 +17,8 @@ EXAMPLE = "IDEA-Research/grounding-dino-tiny"
 MODEL_TYPES = ("grounding-dino", "mm-grounding-dino")
 
 
-def load_grounding_dino(folder: Path, dtype: str = "fp32") -> tuple[Any, Any]:
-    """(network on the CPU, processor) from a folder as on the hub.
+def load_grounding_dino(folder: Path, dtype: str = "fp32") -> Any:
+    """The network, on the CPU, from a folder as on the hub.
 
     Raises:
         ValueError: the folder holds something else, or not all of it; transformers is too old for it.
@@ -29,8 +29,15 @@ def load_grounding_dino(folder: Path, dtype: str = "fp32") -> tuple[Any, Any]:
     name = "GroundingDinoForObjectDetection" if kind == MODEL_TYPES[0] else "MMGroundingDinoForObjectDetection"
     if not hasattr(transformers, name):
         raise ValueError(f"transformers {transformers.__version__} knows no {kind}; run `pip install -U transformers`")
-    processor = read_processor(transformers.GroundingDinoProcessor, folder)
-    return read_network(getattr(transformers, name), folder, dtype), processor
+    return read_network(getattr(transformers, name), folder, dtype)
+
+
+def grounding_dino_processor(folder: Path) -> Any:
+    """What scales its pictures and reads its text. Raises ValueError as :func:`load_grounding_dino`."""
+    model_type(folder, MODEL_TYPES, EXAMPLE)
+    import transformers
+
+    return read_processor(transformers.GroundingDinoProcessor, folder)
 
 
 class GroundingDino:

@@ -61,12 +61,14 @@ def read_network(kind: Any, folder: Path, dtype: str) -> Any:
     """
     if dtype not in DTYPES:
         raise ValueError(f"the precision {dtype!r} is unknown; expected one of: {', '.join(DTYPES)}")
+    from safetensors import SafetensorError
+
     try:
-        # fp32 first: every transformers from 4.50 to 5 agrees on it, and what stays fp32 in the file is rounded once
+        # its dtype is set below: versions differ in that argument's name and default
         network, about = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"the model in {folder} cannot be read: {error!s:.500}") from error
     missing = sorted(about["missing_keys"])
     if missing:

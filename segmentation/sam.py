@@ -23,25 +23,30 @@ AT_ONCE = 8
 """Boxes that the decoder takes at a time; the picture's embedding is made once."""
 
 
-def load_sam(folder: Path, dtype: str = "fp32") -> tuple[Any, Any]:
-    """(network on the CPU, processor) of a SAM or SAM 2 from a folder as on the hub.
+def load_sam(folder: Path, dtype: str = "fp32") -> Any:
+    """The network of a SAM or SAM 2, on the CPU, from a folder as on the hub.
 
     Raises:
         ValueError: the folder holds something else, or not all of it; transformers is too old for it.
     """
-    kind = model_type(folder, tuple(CLASSES), EXAMPLE)
+    return read_network(_kind(folder, 0), folder, dtype)
+
+
+def sam_processor(folder: Path) -> Any:
+    """What scales its pictures, boxes and masks. Raises ValueError as :func:`load_sam`."""
+    return read_processor(_kind(folder, 1), folder)
+
+
+def _kind(folder: Path, which: int) -> Any:
+    names = CLASSES[model_type(folder, tuple(CLASSES), EXAMPLE)]
     import transformers
 
-    network, processor = CLASSES[kind]
-    if not hasattr(transformers, network):
+    if not hasattr(transformers, names[which]):
         raise ValueError(
-            f"transformers {transformers.__version__} has no {network}, which {folder} needs; run "
+            f"transformers {transformers.__version__} has no {names[which]}, which {folder} needs; run "
             "`pip install -U transformers` (SAM 2: 4.56 or newer)"
         )
-    return (
-        read_network(getattr(transformers, network), folder, dtype),
-        read_processor(getattr(transformers, processor), folder),
-    )
+    return getattr(transformers, names[which])
 
 
 class Sam:
