@@ -80,7 +80,7 @@ def find_faces(
     found = []
     for number, picture in enumerate(pictures, 1):
         levels = (picture.detach().float().cpu().permute(1, 2, 0) * 255).round().to(torch.uint8)
-        found.append(detector(Image.fromarray(levels.numpy(), mode="RGB")))
+        found.append(detector(Image.fromarray(levels.numpy())))
         if progress is not None:
             progress(number, len(pictures))
     return found
