@@ -113,6 +113,9 @@ def _score(finished: Finished, described: Mapping[str, Any]) -> float:
     metric = str(described.get("metric", "subject_similarity"))
     if metric not in METRICS:
         raise ValueError(f"no metric is called {metric!r}; there are {', '.join(METRICS)}")
+    if METRICS[metric].takes != "pictures":
+        there = ", ".join(name for name, one in METRICS.items() if one.takes == "pictures")
+        raise ValueError(f"{metric} does not compare pictures by the features that a sweep has; of these are {there}")
     folder = Path(filled(described["references"], finished.values))
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
     if not paths:

@@ -65,6 +65,11 @@ def brisque(pictures: Tensor, machine: Machine) -> Tensor:
     return machine(2 * (features - low) / (high - low) - 1)
 
 
+def mean_brisque(pictures: Tensor, machine: Machine) -> float:
+    """Mean BRISQUE of (N, 3, H, W), over the pictures that have one; NaN where none has."""
+    return float(brisque(pictures, machine).nanmean())
+
+
 @torch.no_grad()
 def brisque_features(pictures: Tensor) -> Tensor:
     """(N, 3, H, W) in [0, 1] -> (N, 36), 18 of each scale, before scaling."""

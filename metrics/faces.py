@@ -78,6 +78,13 @@ def face_distance_of_means(generated: Sequence[Tensor | None], references: Seque
     return float("nan") if found is None else found
 
 
+def faceless_share(faces: Sequence[object | None]) -> float:
+    """Share of the pictures that have no face, in [0, 1]. Raises ValueError where there are no pictures."""
+    if not faces:
+        raise ValueError("there are no pictures to count faces in")
+    return sum(face is None for face in faces) / len(faces)
+
+
 def facenet_crop(face: Face) -> Tensor:
     """The box, stretched to 160 × 160, scaled as (x − 127.5) / 128: (3, 160, 160)."""
     left, top, right, bottom = face.box

@@ -10,6 +10,7 @@ Only an answer that begins with yes or no counts. Anything else is unclear, coun
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,8 +98,8 @@ class Judgement:
     @property
     def average(self) -> float | None:
         """Share of good pictures, of those that could be judged; None where none could."""
-        known = [one.good for one in self.pictures if one.good is not None]
-        return sum(known) / len(known) if known else None
+        share = _share([one.good for one in self.pictures])
+        return None if math.isnan(share) else share
 
     @property
     def best_of_n(self) -> bool | None:
@@ -204,6 +205,31 @@ def judge(
     return Judgement(tuple(judged), tuple(transcript))
 
 
+def average_good(judgement: Judgement) -> float:
+    """:attr:`Judgement.average`; NaN for None."""
+    return _number(judgement.average)
+
+
+def average_subject(judgement: Judgement) -> float:
+    """Share of pictures that show the subject, of those that could be judged; NaN where none could."""
+    return _share([one.subject for one in judgement.pictures])
+
+
+def average_style(judgement: Judgement) -> float:
+    """Share of pictures in the style, of those that could be judged; NaN where none could."""
+    return _share([one.style for one in judgement.pictures])
+
+
+def best_of_n(judgement: Judgement) -> float:
+    """:attr:`Judgement.best_of_n` as 1 or 0; NaN for None."""
+    return _number(judgement.best_of_n)
+
+
+def first_good(judgement: Judgement) -> float:
+    """:attr:`Judgement.attempts`; NaN for None."""
+    return _number(judgement.attempts)
+
+
 def shown(pictures: Tensor) -> list[Image.Image]:
     """(N, 3, H, W) in [0, 1] -> 8-bit RGB, the long side 512 or less."""
     check_pictures(pictures)
@@ -240,3 +266,12 @@ def _filled(question: str, subject: str) -> str:
     if not filled.strip():
         raise ValueError("a question is empty; leave its default, or write one that asks for Yes or No")
     return filled
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _share(held: Sequence[bool | None]) -> float:
+    known = [one for one in held if one is not None]
+    return sum(known) / len(known) if known else math.nan

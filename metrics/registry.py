@@ -6,17 +6,33 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from .aesthetic import mean_aesthetic
+from .brisque import mean_brisque
+from .face_similarity import mean_face_similarity
+from .faces import face_distance, face_distance_of_means, faceless_share
+from .fid import fid_distance
+from .inception_score import mean_inception_score
+from .judge import average_good, average_style, average_subject, best_of_n, first_good
+from .kid import kid_distance
+from .niqe import mean_niqe
 from .similarity import nearest_similarity, subject_similarity
+
+_INFINITE = float("inf")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`function` returns a float in `range` (both ends included); `direction` says which way is better."""
+    """`function` returns a float in `range` (both ends included); `direction` says which way is better.
+
+    `takes`: what the function is called with. "pictures": generated and reference pictures and a feature network;
+    others are told by its docstring.
+    """
 
     function: Callable[..., float]
     range: tuple[float, float]
     direction: Literal["higher", "lower"]
     summary: str
+    takes: Literal["pictures", "features", "faces", "judgement"] = "pictures"
 
 
 METRICS: dict[str, Metric] = {
@@ -25,5 +41,52 @@ METRICS: dict[str, Metric] = {
     ),
     "nearest_similarity": Metric(
         nearest_similarity, (-1.0, 1.0), "higher", "mean cosine of generated pictures to the nearest reference"
+    ),
+    "fid": Metric(
+        fid_distance, (0.0, _INFINITE), "lower", "Fréchet distance of two sets' Inception features", "features"
+    ),
+    "kid": Metric(
+        kid_distance,
+        (-_INFINITE, _INFINITE),
+        "lower",
+        "kernel distance × 1000 of two sets' Inception features",
+        "features",
+    ),
+    "inception_score": Metric(
+        mean_inception_score, (1.0, 1008.0), "higher", "clear and varied classes in a set of many subjects", "features"
+    ),
+    "niqe": Metric(
+        mean_niqe, (0.0, _INFINITE), "lower", "distance from the statistics of good photographs", "features"
+    ),
+    "brisque": Metric(
+        mean_brisque,
+        (-_INFINITE, _INFINITE),
+        "lower",
+        "predicted bad opinion of the quality, about 0 to 100",
+        "features",
+    ),
+    "aesthetic": Metric(
+        mean_aesthetic, (-_INFINITE, _INFINITE), "higher", "predicted liking, about 1 to 10 (LAION's head)", "features"
+    ),
+    "face_distance": Metric(
+        face_distance, (0.0, 2.0), "lower", "mean distance of generated faces to the references' mean", "faces"
+    ),
+    "face_distance_of_means": Metric(
+        face_distance_of_means, (0.0, 2.0), "lower", "distance between the mean generated and reference face", "faces"
+    ),
+    "face_similarity": Metric(
+        mean_face_similarity, (-1.0, 1.0), "higher", "mean cosine of aligned generated to reference faces", "faces"
+    ),
+    "faceless": Metric(faceless_share, (0.0, 1.0), "lower", "share of pictures in which no face was found", "faces"),
+    "judge_subject": Metric(
+        average_subject, (0.0, 1.0), "higher", "share judged by a language model to show the subject", "judgement"
+    ),
+    "judge_style": Metric(
+        average_style, (0.0, 1.0), "higher", "share judged by a language model to have the style", "judgement"
+    ),
+    "judge": Metric(average_good, (0.0, 1.0), "higher", "share judged to hold both subject and style", "judgement"),
+    "judge_best_of_n": Metric(best_of_n, (0.0, 1.0), "higher", "is any picture of the batch judged good", "judgement"),
+    "judge_attempts": Metric(
+        first_good, (1.0, _INFINITE), "lower", "which picture of the batch is the first judged good", "judgement"
     ),
 }
