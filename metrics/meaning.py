@@ -1,7 +1,7 @@
 """What a figure means to a reader: which way is better, in which unit, and of what it is.
 
 Scores are described by :data:`.registry.METRICS`. Costs, which stand beside the scores and are no property of a
-picture, are described here.
+picture, and figures of a metric itself are described here.
 """
 
 from __future__ import annotations
@@ -43,11 +43,20 @@ COSTS: dict[str, Meaning] = {
     "file_size": Meaning("lower", "MB", "size of the LoRA's tensors, 10⁶ bytes; its header is not counted", True),
 }
 
+SEPARATIONS: dict[str, Meaning] = {
+    "separation_auc": Meaning(
+        "higher", "0 to 1", "how often the subject scores higher than another picture; .5 is chance"
+    ),
+    "separation_d": Meaning(
+        "higher", "deviations", "difference of the two sets' mean scores in their common deviation"
+    ),
+}
+
 
 def meaning(metric: str) -> Meaning:
     """How to read a metric; one that is not registered has no direction."""
-    if metric in COSTS:
-        return COSTS[metric]
+    if metric in COSTS or metric in SEPARATIONS:
+        return (COSTS | SEPARATIONS)[metric]
     if metric not in METRICS:
         return Meaning("", "", "not registered: no direction is known")
     known = METRICS[metric]

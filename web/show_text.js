@@ -5,6 +5,7 @@ import { ComfyWidgets } from '../../scripts/widgets.js'
 
 const WAITING = {
   LikenessCaptions: 'After a run: the captions.',
+  LikenessReport: 'After a run: the table.',
   LikenessTrainingOptions: 'After a run: which layers learn.',
   LikenessSaveLoRA: 'After a run: where the file was written.',
   LikenessLoadLoRA: 'After a run: what the file says of itself.'

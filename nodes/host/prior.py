@@ -6,7 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,11 @@ TOGETHER = 4
 
 @dataclass(frozen=True)
 class Wanted:
-    """A class picture to be drawn: its prompt, and (height, width) in pixels."""
+    """A picture to be drawn: its prompt, (height, width) in pixels, and the seed of its noise, if that matters."""
 
     prompt: str
     size: tuple[int, int]
+    seed: int | None = None
 
 
 def wanted_pictures(prior: Prior, pictures: PictureSet) -> list[Wanted]:
@@ -113,33 +114,37 @@ def draw_latents(
     texts: dict[str, list[list[Any]]],
     negative: list[list[Any]],
     tell: Callable[[str], None],
+    together: int = TOGETHER,
 ) -> list[Tensor]:
     """(C, …) float32 latents in the model's space, by the host's sampler.
 
     Args:
         patcher: the model that draws.
         prior: seed and sampler; nothing else of it is heeded.
-        wanted: the pictures.
+        wanted: the pictures. Those with a seed begin with the same noise whatever is drawn beside them, as KSampler's.
         texts: their prompts' CONDITIONINGs.
         negative: that of what is not wanted.
         tell: shows a line to the user.
+        together: pictures of one prompt in a batch.
     """
     groups: dict[Wanted, list[int]] = {}
     for number, each in enumerate(wanted):
-        groups.setdefault(each, []).append(number)
+        groups.setdefault(replace(each, seed=None), []).append(number)
     latents: list[Tensor | None] = [None] * len(wanted)
     done = 0
     with torch.no_grad(), torch.random.fork_rng():  # the host seeds torch's global generator
         for each, numbers in groups.items():
-            for start in range(0, len(numbers), TOGETHER):
+            for start in range(0, len(numbers), together):
                 comfy.model_management.throw_exception_if_processing_interrupted()
-                some = numbers[start : start + TOGETHER]
+                some = numbers[start : start + together]
                 tell(f"drawing pictures, {done} of {len(wanted)}")
                 empty = zero_latents(vae, patcher, each.size[1], each.size[0]).repeat_interleave(len(some), 0)
-                seed = derived_seed(prior.seed, "class pictures", some[0])
+                seeds = [seed for number in some if (seed := wanted[number].seed) is not None]
+                seed = seeds[0] if seeds else derived_seed(prior.seed, "class pictures", some[0])
+                one_each = [comfy.sample.prepare_noise(empty[:1], each_seed) for each_seed in seeds]
                 drawn = comfy.sample.sample(
                     patcher,
-                    comfy.sample.prepare_noise(empty, seed),
+                    torch.cat(one_each) if one_each else comfy.sample.prepare_noise(empty, seed),
                     prior.steps,
                     prior.cfg,
                     prior.sampler_name,
