@@ -11,6 +11,7 @@ from .combine_datasets import LikenessCombineDatasets
 from .dataset import LikenessDataset
 from .find_learning_rate import LikenessFindLearningRate
 from .inspect_lora import LikenessInspectLoRA
+from .judge import LikenessJudge
 from .lora_files import LikenessLoadLoRA, LikenessSaveLoRA
 from .lora_rar import LikenessLoRARar
 from .loss_options import LikenessLossOptions
@@ -22,6 +23,9 @@ from .prior import LikenessPriorPreservation
 from .resize_lora import LikenessResizeLoRA
 from .route_loras import LikenessRouteLoRAs
 from .samples import LikenessSamplePrompts
+from .score_faces import LikenessScoreFaces
+from .score_quality import LikenessScoreQuality
+from .score_sets import LikenessScoreSets
 from .text_encoder_options import LikenessTextEncoderOptions
 from .train import LikenessTrainLoRA
 from .train_adaptive import LikenessTrainAdaptiveLoRA
@@ -53,6 +57,10 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessZipLoRA,
     LikenessLoRARar,
     LikenessTrainLoRARar,
+    LikenessScoreSets,
+    LikenessScoreQuality,
+    LikenessScoreFaces,
+    LikenessJudge,
 )
 
 
