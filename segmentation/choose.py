@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .found import Candidate, Hypotheses
@@ -32,8 +33,8 @@ def terms(mask: Tensor, box: Sequence[float]) -> tuple[float, float]:
     """(IoU(M, B), |M| / |B|) of a mask (H, W), inside above ½, and a box x₀ y₀ x₁ y₁ in pixels, filled."""
     rows, columns = box_pixels(box, *mask.shape)
     inside = mask > 0.5
-    area = int(inside.sum())
-    shared = int(inside[rows, columns].sum())
+    area = int(torch.count_nonzero(inside))  # many times as fast as sum
+    shared = int(torch.count_nonzero(inside[rows, columns]))
     whole = (rows.stop - rows.start) * (columns.stop - columns.start)
     return shared / (area + whole - shared), area / whole
 

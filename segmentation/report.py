@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from .found import Candidate, Objects
 from .grounded import FindOptions
 
@@ -24,7 +26,7 @@ def report_json(found: Sequence[Objects], options: FindOptions, about: dict[str,
                     "label": objects.labels[index],
                     "score": _short(float(objects.scores[index])),
                     "box": [_short(value) for value in objects.boxes[index].tolist()],
-                    "pixels": int((objects.masks[index] > 0.5).sum()),
+                    "pixels": int(torch.count_nonzero(objects.masks[index] > 0.5)),
                     "candidates": [
                         {name: _short(getattr(one, name)) for name in CANDIDATE}
                         for one in objects.candidates
@@ -65,7 +67,7 @@ def report_markdown(found: Sequence[Objects], options: FindOptions, about: dict[
         for index in range(len(objects)):
             mask = objects.masks[index]
             box = " ".join(f"{value:.0f}" for value in objects.boxes[index].tolist())
-            part = float((mask > 0.5).sum()) / mask.numel()
+            part = int(torch.count_nonzero(mask > 0.5)) / mask.numel()
             label = objects.labels[index].replace("|", "\\|").replace("\n", " ")
             lines.append(f"| {number} | {row} | {label} | {float(objects.scores[index]):.3f} | {box} | {part:.1%} |")
             row += 1

@@ -14,6 +14,7 @@ from ...segmentation.found import Detector, Segmenter
 from ...segmentation.grounding_dino import GroundingDino, grounding_dino_processor, load_grounding_dino
 from ...segmentation.model_folder import DTYPES, files_of
 from ...segmentation.sam import Sam, load_sam, sam_processor
+from ...segmentation.subject import WEIGHTS, load_subject_segmenter
 from .managed import kept
 
 AUTO = "auto"
@@ -23,9 +24,9 @@ _MEGABYTE = 1024**2
 
 def subject_finder() -> SubjectFinder:
     """The built-in one."""
-    from ...segmentation import subject
-
-    managed = kept((Path(subject.__file__),), "subject finder", subject.load_subject_segmenter)
+    if not WEIGHTS.is_file():
+        load_subject_segmenter()  # says what is wrong
+    managed = kept((WEIGHTS,), "subject finder", load_subject_segmenter)
     return SubjectFinder(lambda: managed.loaded(512 * _MEGABYTE))
 
 
