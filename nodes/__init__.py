@@ -9,6 +9,7 @@ from .apply_merged import LikenessApplyMerged
 from .captions import LikenessCaptions
 from .combine_datasets import LikenessCombineDatasets
 from .dataset import LikenessDataset
+from .evaluate import LikenessEvaluate
 from .find_learning_rate import LikenessFindLearningRate
 from .inspect_lora import LikenessInspectLoRA
 from .judge import LikenessJudge
@@ -18,8 +19,10 @@ from .loss_options import LikenessLossOptions
 from .memory_options import LikenessMemoryOptions
 from .merge_loras import LikenessMergeLoRAs
 from .merge_options import LikenessMergeOptions
+from .metric_check import LikenessMetricCheck
 from .options import LikenessTrainingOptions
 from .prior import LikenessPriorPreservation
+from .report import LikenessReport
 from .resize_lora import LikenessResizeLoRA
 from .route_loras import LikenessRouteLoRAs
 from .samples import LikenessSamplePrompts
@@ -61,6 +64,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessScoreQuality,
     LikenessScoreFaces,
     LikenessJudge,
+    LikenessEvaluate,
+    LikenessMetricCheck,
+    LikenessReport,
 )
 
 
