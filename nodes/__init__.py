@@ -11,8 +11,12 @@ from .combine_datasets import LikenessCombineDatasets
 from .dataset import LikenessDataset
 from .evaluate import LikenessEvaluate
 from .find_learning_rate import LikenessFindLearningRate
+from .find_tokens import LikenessFindTokens
+from .grounded_segment import LikenessGroundedSegment
 from .inspect_lora import LikenessInspectLoRA
 from .judge import LikenessJudge
+from .load_grounding import LikenessLoadGrounding
+from .load_segmenter import LikenessLoadSegmenter
 from .lora_files import LikenessLoadLoRA, LikenessSaveLoRA
 from .lora_rar import LikenessLoRARar
 from .loss_options import LikenessLossOptions
@@ -30,6 +34,7 @@ from .score_faces import LikenessScoreFaces
 from .score_quality import LikenessScoreQuality
 from .score_sets import LikenessScoreSets
 from .text_encoder_options import LikenessTextEncoderOptions
+from .token_prior import LikenessTokenPrior
 from .train import LikenessTrainLoRA
 from .train_adaptive import LikenessTrainAdaptiveLoRA
 from .train_lora_rar import LikenessTrainLoRARar
@@ -47,6 +52,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessTextEncoderOptions,
     LikenessMemoryOptions,
     LikenessFindLearningRate,
+    LikenessFindTokens,
+    LikenessTokenPrior,
     LikenessSamplePrompts,
     LikenessPriorPreservation,
     LikenessSaveLoRA,
@@ -60,6 +67,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessZipLoRA,
     LikenessLoRARar,
     LikenessTrainLoRARar,
+    LikenessLoadGrounding,
+    LikenessLoadSegmenter,
+    LikenessGroundedSegment,
     LikenessScoreSets,
     LikenessScoreQuality,
     LikenessScoreFaces,
