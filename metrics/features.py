@@ -84,11 +84,16 @@ def efficientnet_lite0(detail: int | None = 40, device: torch.device | str = "cp
     Raises ValueError where the weights' package is not installed.
     """
     network = EfficientNetLite0()
-    state = torch.load(_installed(LITE0_PACKAGE, _LITE0_FILE), map_location="cpu", weights_only=True)
+    state = torch.load(lite0_file(), map_location="cpu", weights_only=True)
     wanted = network.state_dict().keys()
     network.load_state_dict({name: tensor for name, tensor in state.items() if name in wanted})  # less the classifier
     network.eval().requires_grad_(False).to(device)
     return PooledFeatures(network, size=192, mean=127 / 255, std=128 / 255, pool=2, detail=detail)
+
+
+def lite0_file() -> Path:
+    """The weights of :func:`efficientnet_lite0`. Raises ValueError where their package is not installed."""
+    return _installed(LITE0_PACKAGE, _LITE0_FILE)
 
 
 def _installed(package: str, file: str) -> Path:
