@@ -21,14 +21,16 @@ def load_vlm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         ValueError: transformers is too old, or the folder holds no such model.
     """
     try:
+        import transformers
         from transformers import AutoModelForImageTextToText
     except ImportError as why:
         raise ValueError(
             f"the judge needs transformers 4.46 or newer ({why}): run `pip install -U transformers`"
         ) from why
+    name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"  # renamed; the old one warns
     try:
         model = AutoModelForImageTextToText.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, torch_dtype=dtype
+            str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, **{name: dtype}
         )
     except Exception as why:  # a folder can be wrong in as many ways as there are models
         raise ValueError(
