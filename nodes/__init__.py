@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .adapter_options import LikenessAdapterOptions
 from .apply_merged import LikenessApplyMerged
+from .blur_subject import LikenessBlurSubject
 from .captions import LikenessCaptions
 from .combine_datasets import LikenessCombineDatasets
 from .dataset import LikenessDataset
@@ -26,6 +27,7 @@ from .merge_options import LikenessMergeOptions
 from .metric_check import LikenessMetricCheck
 from .options import LikenessTrainingOptions
 from .prior import LikenessPriorPreservation
+from .reinsert_subject import LikenessReinsertOptions, LikenessReinsertSubject
 from .report import LikenessReport
 from .resize_lora import LikenessResizeLoRA
 from .route_loras import LikenessRouteLoRAs
@@ -77,6 +79,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessEvaluate,
     LikenessMetricCheck,
     LikenessReport,
+    LikenessBlurSubject,
+    LikenessReinsertSubject,
+    LikenessReinsertOptions,
 )
 
 

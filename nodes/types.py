@@ -38,6 +38,9 @@ Grounding = io.Custom("LIKENESS_GROUNDING")
 Segmenter = io.Custom("LIKENESS_SEGMENTER")
 """Carries a ``segmentation.found.Segmenter``: boxes and pictures -> masks."""
 
+ReinsertOptions = io.Custom("LIKENESS_REINSERT_OPTIONS")
+"""Carries a dict of ``nodes.host.reinsert.How`` fields; what it does not name keeps its default."""
+
 MergeOptions = io.Custom("LIKENESS_MERGE_OPTIONS")
 """Carries a dict: fields of ``merging.options.MergeOptions``, and ``energy``, ``layer_weights``, ``dtype``."""
 

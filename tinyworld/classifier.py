@@ -53,7 +53,7 @@ def load_judge(split: Split, path: Path = JUDGE) -> PictureClassifier:
     return model.eval()
 
 
-def _soften(pictures: Tensor, rng: np.random.Generator) -> Tensor:
+def soften(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     """Blur by a random amount, jitter contrast, add noise: what an autoencoder of 64 pixels does to a picture."""
     size = int(rng.integers(20, 65))
     small = functional.interpolate(pictures, size=(size, size), mode="bilinear", antialias=True)
@@ -84,7 +84,7 @@ def train_classifier(
         picked = rng.integers(len(pairs), size=batch)
         backgrounds = [colours[0] if rng.random() < 0.6 else colours[rng.integers(len(colours))] for _ in picked]
         real = composite_batch(rgba[picked], backgrounds, [False] * batch, rng.integers(-3, 4, size=(batch, 2)))
-        subject, style = model(_soften(real, rng))
+        subject, style = model(soften(real, rng))
         loss = functional.cross_entropy(subject, labels[picked, 0], label_smoothing=0.05) + functional.cross_entropy(
             style, labels[picked, 1], label_smoothing=0.05
         )

@@ -24,11 +24,7 @@ def applied(
     Raises:
         ValueError: a layer of the LoRA is not in the model, or is of another size.
     """
-    layers = model_layers(model)
-    if not isinstance(lora, LoraTensors):
-        found = canonicalise(lora, layers)
-        lora = {**found.tensors, **{key: lora[key] for key in found.unmatched if key in lora}}
-    check_fit(lora, layers)
+    lora = fitted(model, lora)
     known = comfy.lora.model_lora_keys_unet(model.model, {})
     if clip is not None:
         known = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, known)
@@ -48,3 +44,17 @@ def applied(
     elif of_text:
         report += f", {len(of_text)} layers of text encoders × {strength_clip:g}"
     return changed, changed_clip, report
+
+
+def fitted(model: Any, lora: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The LoRA in the names that the host knows.
+
+    Raises:
+        ValueError: a layer of it is not in the model, or is of another size.
+    """
+    layers = model_layers(model)
+    if not isinstance(lora, LoraTensors):
+        found = canonicalise(lora, layers)
+        lora = {**found.tensors, **{key: lora[key] for key in found.unmatched if key in lora}}
+    check_fit(lora, layers)
+    return lora
