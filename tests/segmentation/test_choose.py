@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from likeness.segmentation.choose import EQUATION, OWN, choose, terms
@@ -36,11 +36,12 @@ def test_the_largest_value_wins(data: st.DataObject) -> None:
     masks = torch.tensor([data.draw(levels) for _ in range(count)]).view(count, height, width)
     x0, y0 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     box = [
-        x0 + 0.25,
+        x0 + data.draw(st.sampled_from([0.0, 0.25, 0.75])),
         float(y0),
         data.draw(st.integers(x0 + 1, width)) + 0.0,
         data.draw(st.integers(y0 + 1, height)) + 0.0,
     ]
+    assume(any(box[0] <= x + 0.5 < box[2] for x in range(width)))
     penalty = data.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0]))
     expected = [by_hand(mask, box, penalty) for mask in masks]
     best, about = choose(Hypotheses(masks, torch.zeros(count)), box, EQUATION, penalty, index=5)

@@ -74,6 +74,8 @@ def found() -> list[Objects]:
 
 def test_json_has_all_and_comes_back_as_boxes(found: list[Objects]) -> None:
     """A graph can hand the json on as boxes; the mask rows count over frames. Fails if a frame without a find goes."""
+    twice = json.loads(report_json([*found, found[1]], FindOptions(), {}))["frames"]
+    assert [one["mask"] for frame in twice for one in frame["objects"]] == [0, 1, 2, 3]
     text = report_json(found, FindOptions(), {"phrases": "x"})
     frames = json.loads(text)["frames"]
     assert [len(frame["objects"]) for frame in frames] == [0, 2]
@@ -108,6 +110,11 @@ def test_overlay_tints_masks_and_leaves_the_rest(found: list[Objects]) -> None:
     assert torch.allclose(drawn[:, :90], picture[:, :90], atol=1 / 255)
     for channel, level in enumerate(colour(0)):
         assert abs(float(drawn[channel, 160, 200]) - (0.5 + TINT * (level / 255 - 0.5))) < 2 / 255
+    other = torch.zeros(2, 200, 300)
+    other[1] = masks[0]
+    boxes = torch.tensor([[0.0, 0, 9, 9], [100, 100, 280, 190]])
+    second = draw_objects(picture, Objects(other, boxes, torch.ones(2), ("", "cat")))[:, 160, 200]
+    assert torch.allclose(second, 0.5 + TINT * (torch.tensor(colour(1)) / 255 - 0.5), atol=2 / 255)
     assert torch.allclose(draw_objects(picture, Objects.none(200, 300)), picture, atol=1 / 255)
     assert draw_objects(torch.rand(3, 1, 1), Objects.none(1, 1)).shape == (3, 1, 1)
     assert len({colour(index) for index in range(64)}) == 64
