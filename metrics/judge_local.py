@@ -6,6 +6,7 @@ processor with a chat template. Nothing is downloaded, and no code from the fold
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ class LocalJudge:
         model = self._model()
         weight = next(model.parameters())
         inputs = self._processor(text=[text], images=[list(pictures)], return_tensors="pt")
+        if "token_type_ids" not in inspect.signature(model.forward).parameters:
+            inputs.pop("token_type_ids", None)  # some tokenizers give it to models that know nothing of it
         inputs = {
             name: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
             for name, value in inputs.items()

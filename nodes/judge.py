@@ -71,12 +71,12 @@ class LikenessJudge(io.ComfyNode):
                     tooltip="Price of a million tokens out.",
                 ),
                 io.String.Input(
-                    "subject_question", optional=True, multiline=True, default=SUBJECT_QUESTION,
-                    tooltip="Must ask for Yes or No first. {subject} is the class noun.",
+                    "subject_question", optional=True, multiline=True, default="",
+                    tooltip="Empty: ours. Must ask for Yes or No first; subject in braces is the class noun.",
                 ),
                 io.String.Input(
-                    "style_question", optional=True, multiline=True, default=STYLE_QUESTION,
-                    tooltip="Must ask for Yes or No first.",
+                    "style_question", optional=True, multiline=True, default="",
+                    tooltip="Empty: ours. Another one must ask for Yes or No first.",
                 ),
                 *label_inputs(),
             ],
@@ -104,8 +104,8 @@ class LikenessJudge(io.ComfyNode):
         retries: int = 4,
         prompt_price: float = 0.0,
         answer_price: float = 0.0,
-        subject_question: str = SUBJECT_QUESTION,
-        style_question: str = STYLE_QUESTION,
+        subject_question: str = "",
+        style_question: str = "",
         metrics: Rows = (),
         method: str = "",
         subject: str = "",
@@ -125,8 +125,9 @@ class LikenessJudge(io.ComfyNode):
         ]
         rows, found = judged_rows(
             as_pictures(pictures, "pictures"), *known, ask, f"judge: {model.strip() or backend}",
-            labels(method, subject, step), subject=class_noun, subject_question=subject_question,
-            style_question=style_question,
+            labels(method, subject, step), subject=class_noun,
+            subject_question=subject_question.strip() or SUBJECT_QUESTION,
+            style_question=style_question.strip() or STYLE_QUESTION,
         )  # fmt: skip
         transcript: dict[str, Any] = {
             "average": found.average, "best_of_n": found.best_of_n, "attempts": found.attempts,
