@@ -63,7 +63,7 @@ def compare_pairs(
         left, right = _by_subject(left), _by_subject(right)
     if len(left) < FEW:
         return None
-    gap = difference(left, right, interval, seed)
+    gap = difference(left, right, interval, seed=seed)
     apart = np.asarray([left[unit] - right[unit] for unit in left], dtype=np.float64)
     return (gap.mean, gap.low, gap.high, len(left), *paired_p(apart))
 

@@ -102,7 +102,9 @@ def by_unit(values: Sequence[float], units: Sequence[Hashable]) -> dict[Hashable
     return {unit: sum(found) / len(found) for unit, found in gathered.items()}
 
 
-def difference(one: Mapping[Unit, float], other: Mapping[Unit, float], interval: str = "t", seed: int = 0) -> Estimate:
+def difference(
+    one: Mapping[Unit, float], other: Mapping[Unit, float], interval: str = "t", *, seed: int = 0
+) -> Estimate:
     """one − other, unit by unit (paired), over the units that both have.
 
     Raises:

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..experiments.summary import summarise
 from ..experiments.summary_table import to_markdown
 from ..metrics.protocols import NAMES, OWN, own, published
-from ..metrics.rows import Rows
+from ..metrics.rows import Rows, json_safe
 from .host.drawn import How
 from .host.evaluate import evaluate, subjects_of
 from .rows import seed_input
@@ -29,6 +29,7 @@ class LikenessEvaluate(io.ComfyNode):
             category="Likeness/metrics",
             description="Draws every prompt of a protocol with several seeds and scores each picture: does it look "
             "like the subject, does it show what the prompt says. Time, trained numbers and size stand beside.",
+            is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model that draws, with or without a LoRA."),
@@ -203,5 +204,5 @@ class LikenessEvaluate(io.ComfyNode):
         )
         table = to_markdown(summarise(found.rows))
         rows = (*(metrics or ()), *found.rows)
-        shown = ui.PreviewImage(found.sheet, cls=cls)
+        shown = ui.PreviewImage(found.sheet, cls=cls).as_dict() | {"text": [table], "metrics": json_safe(found.rows)}
         return io.NodeOutput(rows, found.pictures, found.sheet, table, "\n".join(found.prompts), ui=shown)

@@ -8,9 +8,9 @@ import comfy.utils
 from comfy_api.latest import io, ui
 
 from ..experiments.separation_plot import separation_plot
-from ..metrics.rows import Rows
+from ..metrics.rows import Rows, json_safe
 from ..metrics.separation import OTHERS, SAME_CLASS, separation, separation_rows, separation_table
-from .host.evaluate import reference_features, subjects_of
+from .host.evaluate import loose_pictures, reference_features, subjects_of
 from .host.interrupt import Interrupt, InterruptProcessingException
 from .host.reports import as_images
 from .types import Dataset, MetricModel, Metrics
@@ -69,7 +69,8 @@ class LikenessMetricCheck(io.ComfyNode):
                 "The dataset has several subjects: check one at a time, with the Dataset node of that one."
             )
         sets = {SAME_CLASS: same_class, OTHERS: other_classes}
-        wanted = [subjects[0].references, *(tuple(each[..., :3]) for each in sets.values() if each is not None)]
+        others = [loose_pictures(each, name) for name, each in sets.items() if each is not None]
+        wanted = [subjects[0].references, *others]
         bar, interrupt, features = comfy.utils.ProgressBar(len(wanted)), Interrupt(), []
         if not wanted[0]:
             raise ValueError("There are no pictures of the subject: wire references or a dataset.")
@@ -82,9 +83,9 @@ class LikenessMetricCheck(io.ComfyNode):
         found = separation(features[0], dict(zip(names, features[1:], strict=True)))
         model = metric_model.description
         metric = getattr(metric_model, "subject_metric", "") or "subject_similarity"
-        rows = (*(metrics or ()), *separation_rows(found, metric, model, subjects[0].name))
+        rows = separation_rows(found, metric, model, subjects[0].name)
         plot = as_images({"plot": separation_plot(found, model)})
         table = separation_table(found, model)
         auc = next(iter(found.gaps.values())).auc
-        shown = ui.PreviewImage(plot, cls=cls).as_dict() | {"text": [table]}
-        return io.NodeOutput(rows, plot, table, auc, ui=shown)
+        shown = ui.PreviewImage(plot, cls=cls).as_dict() | {"text": [table], "metrics": json_safe(rows)}
+        return io.NodeOutput((*(metrics or ()), *rows), plot, table, auc, ui=shown)

@@ -5,6 +5,8 @@ import { ComfyWidgets } from '../../scripts/widgets.js'
 
 const WAITING = {
   LikenessCaptions: 'After a run: the captions.',
+  LikenessEvaluate: 'After a run: the means of this method.',
+  LikenessMetricCheck: 'After a run: what the metric tells apart.',
   LikenessReport: 'After a run: the table.',
   LikenessTrainingOptions: 'After a run: which layers learn.',
   LikenessSaveLoRA: 'After a run: where the file was written.',

@@ -87,6 +87,7 @@ def draw_pictures(
 
     Raises:
         InterruptProcessingException: the user cancelled; what was drawn is kept.
+        ValueError: a picture holds NaN.
     """
     texts = CachedText(clip, patcher)
     negative = texts.conditioning(how.negative)
@@ -138,6 +139,11 @@ def _draw(
     latents = draw_latents(patcher, vae, sampler, wanted, {prompt: text}, negative, lambda _: None, how.together)
     pixels: Tensor = vae.decode(patcher.model.process_latent_out(torch.stack(latents)))
     pixels = pixels.reshape(-1, *pixels.shape[-3:])[: len(seeds), ..., :3]  # a video VAE gives frames
+    if not pixels.isfinite().all():
+        raise ValueError(
+            f"A picture of {prompt!r} holds NaN or infinity, and would be scored as black. A VAE in 16 bits can do "
+            "that: try --fp32-vae, or another VAE."
+        )
     return (pixels.clamp(0, 1) * 255).round().byte().cpu()
 
 

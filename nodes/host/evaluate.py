@@ -20,6 +20,7 @@ from .drawn import Asked, How, draw_pictures
 from .interrupt import Interrupt, InterruptProcessingException
 from .previews import grid
 from .progress import Reporter
+from .scores import as_pictures
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ def subjects_of(
             subject.
 
     Raises:
-        ValueError: both a dataset and loose pictures.
+        ValueError: both a dataset and loose pictures, or pictures that are none.
     """
     if dataset is None:
-        pictures = () if references is None else tuple(references[..., :3].float().clamp(0, 1))
-        return [Subject(name or noun or trigger or "subject", trigger, noun, pictures)]
+        label = name or noun or trigger or "subject"
+        return [Subject(label, trigger, noun, loose_pictures(references, "references"))]
     if references is not None:
         raise ValueError("Both references and a dataset are wired: the subject's pictures come from one of them.")
     members = dataset.members()
@@ -85,6 +86,15 @@ def subjects_of(
             label = f"{label} {number}"
         found.append(Subject(label, *words, tuple(picture.pixels.float() / 255 for picture in member.pictures)))
     return found
+
+
+def loose_pictures(images: Tensor | None, name: str) -> tuple[Tensor, ...]:
+    """An IMAGE, or None -> (H, W, 3) in [0, 1] each.
+
+    Raises:
+        ValueError: no picture, another shape, or NaN.
+    """
+    return () if images is None else tuple(as_pictures(images, name).movedim(1, -1))
 
 
 def evaluate(

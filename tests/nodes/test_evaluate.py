@@ -152,6 +152,31 @@ def test_what_cannot_be_evaluated_is_told_before_anything_is_drawn(world: Any, c
     assert run(world, "a", [bare], subject_models=[]).rows[0].metric == "clip_t"
 
 
+def test_a_metric_is_checked_on_three_sets(comfy: Any) -> None:
+    """Fails if the sets are swapped, the references are scored against themselves, or NaN is taken for black."""
+    from likeness.nodes.metric_check import LikenessMetricCheck
+
+    chance = torch.Generator().manual_seed(0)
+    red, orange, blue = (
+        (torch.tensor(colour) + 0.1 * torch.rand(4, 8, 8, 3, generator=chance)).clamp(0, 1)
+        for colour in ([0.8, 0.1, 0.1], [0.8, 0.4, 0.1], [0.1, 0.1, 0.8])
+    )
+    before = (Row("niqe", 3.0),)
+    sets = {"references": red, "same_class": orange, "other_classes": blue, "metrics": before}
+    rows, plot, table, auc = LikenessMetricCheck.execute(Colours(), **sets).args
+    assert rows[0] == before[0] and auc == 1.0 and plot.shape[-1] == 3
+    means = [np.mean([row.value for row in rows if row.method == name]) for name in ("same subject", "same class",
+             "other classes")]  # fmt: skip
+    assert 1 > means[0] > means[1] > means[2] and "| same class | 4 |" in table
+    for wrong, words in (
+        ({"references": None}, "no pictures of the subject"),
+        ({"same_class": torch.full((1, 8, 8, 3), torch.nan)}, "same class holds NaN"),
+        ({"references": red[:1]}, "two or more"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            LikenessMetricCheck.execute(Colours(), **{**sets, **wrong})
+
+
 def test_a_report_is_written_whole_and_read_back(comfy: Any) -> None:
     """Fails if NaN reaches /history, a plot of an older report stays, or the picture shown is not the one saved."""
     from likeness.nodes.report import LikenessReport
