@@ -140,7 +140,7 @@ def rank_words(
     names = list(words)
     rows = torch.tensor([words[name] for name in names])
     place = {name: number for number, name in enumerate(names)}
-    norms = torch.cat([_rows(embedding, some, device).norm(dim=1).cpu() for some in rows.split(COLUMNS)])
+    norms = torch.cat([_rows(embedding, some, device).norm(dim=1).cpu() for some in torch.split(rows, COLUMNS)])
     if not bool(norms.isfinite().all()):
         raise ValueError("the embedding holds values that are no numbers (NaN or infinite); is the file damaged?")
     at = torch.tensor([place[word] for word in chosen])
@@ -175,7 +175,7 @@ def _nearest(
     """Cosines (n, k), falling, and places in ``rows`` (n, k) of what is nearest to each of ``rows[at]`` but itself."""
     all_cosines, all_places = [], []
     done = 0
-    for some in at.split(ROWS):
+    for some in torch.split(at, ROWS):
         ours = normalize(_rows(embedding, rows[some], device), dim=1)
         best = torch.full((len(some), 0), 0.0, device=device)
         places = torch.zeros((len(some), 0), dtype=torch.long, device=device)

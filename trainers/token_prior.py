@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..lora.markdown import markdown_table
 
 SSIM = Callable[[Tensor, Tensor], Tensor]
-"""(B, 3, H, W) and (B, 3, H, W) in [0, 1] -> (B,)."""
+"""(B, 3, H, W) and (B, 3, H, W) in [0, 1] -> (B,): ``metrics.pairs.ssim_per_pair``, or another likeness of pictures."""
 
 Features = Callable[[Tensor], Tensor]
 """(B, 3, H, W) in [0, 1] -> (B, D)."""
 
-WINDOW = 11
 PIXELS = 1 << 21
 """Pixels of the pictures that are compared at once."""
 
@@ -75,21 +75,7 @@ class Choice:
         return self.ranked[0].word
 
 
-def ssim(one: Tensor, other: Tensor) -> Tensor:
-    """Mean SSIM of each two pictures (Wang et al. 2004), window 11, σ 1.5: (B, C, H, W) in [0, 1] twice -> (B,).
-
-    Raises:
-        ValueError: pictures smaller than the window.
-    """
-    if min(one.shape[-2:]) < WINDOW:
-        raise ValueError(f"SSIM needs pictures of at least {WINDOW} pixels each way, got {tuple(one.shape[-2:])}")
-    from kornia.metrics import ssim as ssim_map
-
-    values: Tensor = ssim_map(one.float(), other.float(), WINDOW)
-    return values.mean(dim=(1, 2, 3))
-
-
-def pairwise_ssim(pictures: Tensor, measure: SSIM = ssim) -> tuple[float, ...]:
+def pairwise_ssim(pictures: Tensor, measure: SSIM) -> tuple[float, ...]:
     """SSIM of every two of the pictures (N, 3, H, W) in [0, 1], in the order of ``itertools.combinations``.
 
     Raises:
@@ -101,7 +87,7 @@ def pairwise_ssim(pictures: Tensor, measure: SSIM = ssim) -> tuple[float, ...]:
     together = max(1, PIXELS // (pictures.shape[-2] * pictures.shape[-1]))
     values: list[float] = []
     for i in range(count - 1):
-        for later in pictures[i + 1 :].split(together):
+        for later in torch.split(pictures[i + 1 :], together):
             values += measure(pictures[i : i + 1].expand_as(later), later).double().cpu().tolist()
     return tuple(values)
 
@@ -116,7 +102,7 @@ def feature_variance(features: Tensor) -> float:
     return float(unit.sub(unit.mean(0)).square().sum() / (count - 1))
 
 
-def word_prior(word: str, pictures: Tensor, features: Features | None = None, measure: SSIM = ssim) -> WordPrior:
+def word_prior(word: str, pictures: Tensor, measure: SSIM, features: Features | None = None) -> WordPrior:
     """Score a word's pictures (N, 3, H, W) in [0, 1], N ≥ 2."""
     pairs = pairwise_ssim(pictures, measure)
     variance = None if features is None else feature_variance(features(pictures))

@@ -12,7 +12,8 @@ import comfy.model_patcher
 import torch
 from torch import Tensor
 
-from ...trainers.token_prior import WINDOW, Choice, WordPrior, choose, prior_json, prior_table, word_prior
+from ...metrics.pairs import WINDOW, ssim_per_pair
+from ...trainers.token_prior import Choice, WordPrior, choose, prior_json, prior_table, word_prior
 from .contact_sheet import contact_sheet
 from .drawn import Asked, How, draw_pictures
 from .interrupt import Interrupt, InterruptProcessingException
@@ -95,7 +96,7 @@ def measure_prior(
         word = words[(count - 1) // len(seeds)]
         pictures[word] = torch.cat([pictures[word], batch]) if len(pictures[word]) else batch
         if len(pictures[word]) == len(seeds):
-            priors[word] = word_prior(word, pictures[word].movedim(-1, 1), features)
+            priors[word] = word_prior(word, pictures[word].movedim(-1, 1), ssim_per_pair, features)
         some = {each: found for each, found in pictures.items() if len(found)}
         reporter.show(grid(_sheet(dict([*some.items()][-PREVIEWED:]), priors), 1), count, total)
         if interrupt.cancelled():

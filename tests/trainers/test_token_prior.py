@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from likeness.metrics.pairs import ssim_per_pair
 from likeness.trainers import token_prior
 from likeness.trainers.token_prior import (
     WordPrior,
@@ -19,7 +20,6 @@ from likeness.trainers.token_prior import (
     pairwise_ssim,
     prior_json,
     prior_table,
-    ssim,
     word_prior,
 )
 
@@ -50,16 +50,15 @@ def pictures(count: int, seed: int, size: int = 16, alike: float = 0.0) -> torch
     return alike * torch.rand(1, 3, size, size, generator=chance) + (1 - alike) * own
 
 
-def test_ssim_is_the_formula() -> None:
-    """Oracle: the definition in numpy. Fails with another window, σ, constants or range."""
-    one, two = pictures(2, 0, 13)
-    near = 0.7 * one + 0.3 * two
-    expected = [direct_ssim(one.numpy(), other.numpy()) for other in (two, near, one)]
-    got = ssim(one.expand(3, -1, -1, -1), torch.stack([two, near, one]))
-    assert got.tolist() == pytest.approx(expected, abs=1e-4) and got[2] == pytest.approx(1)
-    assert abs(expected[0]) < 0.2 < expected[1] < 0.9
-    with pytest.raises(ValueError, match="at least 11 pixels"):
-        ssim(one[None, :, :10], two[None, :, :10])
+def test_a_words_ssim_is_the_formula() -> None:
+    """Oracle: the definition in numpy, over all pairs. Fails with another window, σ, constants or range, or
+    another mean than that over pairs."""
+    one, two = pictures(2, 0, 11)
+    three = 0.7 * one + 0.3 * two
+    expected = [direct_ssim(a.numpy(), b.numpy()) for a, b in combinations((one, two, three), 2)]
+    got = word_prior("x", torch.stack([one, two, three]), ssim_per_pair)
+    assert got.pairs == pytest.approx(expected, abs=1e-6) and got.ssim == pytest.approx(np.mean(expected))
+    assert abs(expected[0]) < 0.2 < expected[1] < 0.9 and got.variance is None
 
 
 def test_every_pair_is_compared_once_in_the_order_of_combinations() -> None:
@@ -74,11 +73,9 @@ def test_every_pair_is_compared_once_in_the_order_of_combinations() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(token_prior, "PIXELS", together * 256)
             assert pairwise_ssim(numbered, measure) == tuple(10.0 * i + j for i, j in combinations(range(5), 2))
-    assert word_prior("x", numbered, measure=measure).ssim == pytest.approx(
-        np.mean([1, 2, 3, 4, 12, 13, 14, 23, 24, 34])
-    )
+    assert word_prior("x", numbered, measure).ssim == pytest.approx(np.mean([1, 2, 3, 4, 12, 13, 14, 23, 24, 34]))
     with pytest.raises(ValueError, match="at least 2"):
-        pairwise_ssim(numbered[:1])
+        pairwise_ssim(numbered[:1], measure)
 
 
 @given(st.integers(2, 8), st.integers(2, 6), st.integers(0, 999))
@@ -128,17 +125,20 @@ def test_noise_is_the_jackknife_over_seeds(count: int, seed: int) -> None:
 
 def test_equal_words_raise_a_warning_and_unequal_ones_do_not() -> None:
     """On drawn noise. Fails if the warning never or always comes, or two pictures pass for enough."""
-    alike = [word_prior(name, pictures(5, seed)) for name, seed in (("a", 1), ("b", 2), ("c", 3))]
+    alike = [word_prior(name, pictures(5, seed), ssim_per_pair) for name, seed in (("a", 1), ("b", 2), ("c", 3))]
     found = choose(alike)
     assert "equal within noise" in found.warning and len(found.same) == 2
-    known = word_prior("dog", pictures(5, 4, alike=0.8))
+    known = word_prior("dog", pictures(5, 4, alike=0.8), ssim_per_pair)
     found = choose([known, *alike])
     assert found.warning == "" and "dog" not in found.same and found.ranked[-1].word == "dog"
     assert known.ssim > 0.5 > found.ranked[0].ssim
-    two = [word_prior(name, pictures(2, seed, alike=share)) for name, seed, share in (("a", 1, 0.0), ("b", 2, 0.9))]
+    two = [
+        word_prior(name, pictures(2, seed, alike=share), ssim_per_pair)
+        for name, seed, share in (("a", 1, 0.0), ("b", 2, 0.9))
+    ]
     assert "noise is unknown" in choose(two).warning
     assert "one word only" in choose(alike[:1]).warning
-    same = word_prior("same", pictures(5, 1))
+    same = word_prior("same", pictures(5, 1), ssim_per_pair)
     assert choose([alike[0], same]).same == ("same",)
 
 
@@ -148,7 +148,7 @@ def test_table_and_json_say_what_was_chosen_and_how_sure_that_is() -> None:
     def features(batch: torch.Tensor) -> torch.Tensor:
         return batch.flatten(1)
 
-    priors = [word_prior(name, pictures(4, seed), features) for name, seed in (("a|b", 1), ("c", 5))]
+    priors = [word_prior(name, pictures(4, seed), ssim_per_pair, features) for name, seed in (("a|b", 1), ("c", 5))]
     found = choose(priors)
     table = prior_table(found, "Seeds 0 to 3.")
     assert "**Careful:**" in table and "a\\|b" in table and "within noise" in table and "Seeds 0 to 3." in table
