@@ -122,6 +122,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--families", type=names, default=list(graphs.FAMILIES), help="of these alone, with commas")
     sweep_runs.run_arguments(parser, FOLDER)
     args = parser.parse_args()
+    args.network = graphs.NETWORK
     if args.quick:
         args.subjects, args.styles, args.steps, args.style_steps, args.families = 2, 1, 100, 50, ["direct", "zip"]
         args.folder = args.folder.with_name(args.folder.name + "-quick")

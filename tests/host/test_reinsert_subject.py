@@ -18,6 +18,12 @@ from likeness.tinyworld.truth import true_picture
 
 Graph = dict[str, dict[str, Any]]
 SAMPLING = {"steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.7}
+RANGES = {
+    "flat": "0-1: 1",
+    "split": "0-0.34: 1, 0.34-1: 1.0001",
+    "late": "0-0.34: 0, 0.34-1: 1",
+    "early": "0-0.34: 1, 0.34-1: 0",
+}
 PROMPT = "a flat picture of a creature on a blue background"
 
 
@@ -102,7 +108,7 @@ def drawn(server: Any, pictures: Any, lora: str) -> dict[str, NDArray[np.uint8]]
     painted(graph, "socket", mode="whole picture", lora=["lora", 0])
     settings = {"lora_strength": 1.0, "mask_grow": 0, "mask_feather": 0, "differential": True}
     settings |= {"crop_context": 1.6, "crop_size": 64}
-    for name, ranges in (("flat", "0-1: 1"), ("split", "0-0.34: 1, 0.34-1: 1.0001"), ("late", "0-0.67: 0, 0.67-1: 1")):
+    for name, ranges in RANGES.items():
         graph[f"{name} options"] = node("LikenessReinsertOptions", strength_ranges=ranges, **settings)
         painted(graph, name, mode="whole picture", lora=["lora", 0], options=[f"{name} options", 0])
     painted(graph, "plain", mode="whole picture")
@@ -133,21 +139,32 @@ def drawn(server: Any, pictures: Any, lora: str) -> dict[str, NDArray[np.uint8]]
     }
 
 
+def apart(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """Mean difference in steps of 8 bits."""
+    return float(np.abs(one.astype(int) - other.astype(int)).mean())
+
+
+def same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    """But for floats that are rounded otherwise where memory lies otherwise: a step in few of the pixels."""
+    return int(np.abs(one.astype(int) - other.astype(int)).max()) <= 1 and apart(one, other) < 1e-3
+
+
 def test_the_whole_picture_is_the_hosts_own_img2img(drawn: dict[str, NDArray[np.uint8]]) -> None:
     """Oracle: VAE Encode, KSampler, VAE Decode of the host with the token in the prompt. Fails on another noise, prompt
     or step; and a LoRA that is connected must act as one that is loaded before."""
-    assert np.array_equal(drawn["whole"], drawn["host"]) and np.array_equal(drawn["socket"], drawn["host"])
-    assert not np.array_equal(drawn["plain"], drawn["host"]), "the LoRA changes nothing: nothing was tested"
+    assert same(drawn["whole"], drawn["host"]) and same(drawn["socket"], drawn["host"])
+    assert apart(drawn["plain"], drawn["host"]) > 1, "the LoRA changes nothing: nothing was tested"
 
 
 def test_strengths_by_range(drawn: dict[str, NDArray[np.uint8]]) -> None:
-    """Strength 1 in one range, or in two that hardly differ, is the plain LoRA; none for two steps of three is between
-    the model's picture and the LoRA's. Fails if a keyframe begins at the wrong step or the hooks do not reach."""
-    assert np.array_equal(drawn["flat"], drawn["host"])
-    apart = np.abs(drawn["plain"].astype(int) - drawn["host"].astype(int)).mean()
-    assert np.abs(drawn["split"].astype(int) - drawn["host"].astype(int)).mean() < 0.02 * apart
-    for end in ("plain", "host"):
-        assert 0.05 * apart < np.abs(drawn["late"].astype(int) - drawn[end].astype(int)).mean() < apart
+    """Strength 1 throughout, or in two ranges that hardly differ, is the plain LoRA. With it in the first of 3 steps
+    alone, or in all but the first, pictures are between the model's and the LoRA's, and not each other's. Fails if a
+    keyframe begins at the wrong step, or the hooks do not reach."""
+    far = apart(drawn["plain"], drawn["host"])
+    assert same(drawn["flat"], drawn["host"]) and apart(drawn["split"], drawn["host"]) < 0.02 * far
+    for name in ("early", "late"):
+        assert min(apart(drawn[name], drawn[end]) for end in ("plain", "host")) > 0.02 * far
+    assert apart(drawn["early"], drawn["late"]) > 0.1 * far
 
 
 @pytest.mark.parametrize("name", ["masked", "crop", "second", "pipeline"])
@@ -157,11 +174,12 @@ def test_outside_of_the_mask_nothing_changes(
     """Bit for bit. Fails if the decoded picture is taken whole (the VAE changes every pixel)."""
     before = drawn["masked"] if name == "second" else pictures["scene"]
     mask = pictures["right" if name == "second" else "left"][..., 0] > 0
+    inside = mask.copy()
     if name == "pipeline":  # the blur's weights reach some pixels further
         rows, columns = np.nonzero(mask)
         mask[max(0, rows.min() - 12) : rows.max() + 13, max(0, columns.min() - 12) : columns.max() + 13] = True
     assert np.array_equal(drawn[name][~mask], before[~mask])
-    assert (drawn[name][mask] != before[mask]).mean() > 0.5
+    assert (drawn[name][inside] != before[inside]).mean() > 0.5
 
 
 def test_a_second_subject_leaves_the_first_as_it_is(

@@ -35,8 +35,16 @@ def start(info: Mapping[str, Any]) -> Graph:
     }
 
 
-def draw(info: Mapping[str, Any], graph: Graph, model: list[Any], prompt: str, seed: int, name: str = "") -> None:
-    """Pictures of a prompt on the node "latent", shown by the node "draw" with `name` after it."""
+def draw(
+    info: Mapping[str, Any],
+    graph: Graph,
+    model: list[Any],
+    prompt: str,
+    seed: int,
+    name: str = "",
+    latent: str = "latent",
+) -> None:
+    """Pictures of a prompt on the node `latent`, shown by the node "draw" with `name` after it."""
     graph[f"text{name}"] = node(info, "CLIPTextEncode", clip=["model", 1], text=prompt)
     graph[f"sample{name}"] = node(
         info,
@@ -49,7 +57,7 @@ def draw(info: Mapping[str, Any], graph: Graph, model: list[Any], prompt: str, s
         scheduler="normal",
         positive=[f"text{name}", 0],
         negative=["empty", 0],
-        latent_image=["latent", 0],
+        latent_image=[latent, 0],
         denoise=1.0,
     )
     graph[f"decode{name}"] = node(info, "VAEDecode", samples=[f"sample{name}", 0], vae=["model", 2])

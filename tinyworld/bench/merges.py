@@ -28,7 +28,7 @@ PAIRS, LIBRARY = "likeness/merges", "likeness/library"
 STYLE_BATCH = 4
 """Pictures a step of a style, which has 24; a subject, with its five, has one."""
 NETWORK = "likeness/merges"
-"""The hypernetwork's file."""
+"""The file of the hypernetwork that `library` makes."""
 
 DIRECT: dict[str, dict[str, Any]] = {
     "subject alone": {"merge.weights": "1 0"},
@@ -150,13 +150,13 @@ def zipped(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], st
 
 
 def predicted(info: Mapping[str, Any], args: Namespace, subjects: Sequence[str], styles: Sequence[str]) -> Sweep:
-    """LikenessLoRARar with the hypernetwork of `library`, which is there by now."""
+    """LikenessLoRARar with the hypernetwork `args.network`, a file below models/hypernetworks without its ending."""
     graph = loaded(info)
     graph["rar"] = node(
         info,
         RAR,
         **{"subject_lora": ["load subject", 0], "style_lora": ["load style", 0]},
-        hypernetwork=f"{NETWORK}.safetensors",
+        hypernetwork=f"{args.network}.safetensors",
     )
     merged = ["rar", info[RAR]["output_name"].index("lora")]
     graph["apply"] = node(info, "LoraModelLoader", model=["model", 0], lora=merged, strength_model=1.0)
