@@ -77,13 +77,12 @@ class LikenessMetricCheck(io.ComfyNode):
         for pictures in wanted:
             if interrupt.cancelled():
                 raise InterruptProcessingException()
-            features.append(reference_features(metric_model, pictures).cpu().float())
+            features.append(reference_features(metric_model, pictures))
             bar.update(1)
         names = [name for name, each in sets.items() if each is not None]
         found = separation(features[0], dict(zip(names, features[1:], strict=True)))
         model = metric_model.description
-        metric = getattr(metric_model, "subject_metric", "") or "subject_similarity"
-        rows = separation_rows(found, metric, model, subjects[0].name)
+        rows = separation_rows(found, metric_model.subject_metric, model, subjects[0].name)
         plot = as_images({"plot": separation_plot(found, model)})
         table = separation_table(found, model)
         auc = next(iter(found.gaps.values())).auc

@@ -10,6 +10,7 @@ import comfy.model_patcher
 import torch
 from torch import Tensor
 
+from ...metrics.clip_score import prompt_cosines
 from ...metrics.costs import lora_rows, time_row
 from ...metrics.protocols import Prompt, Protocol, picture_seeds, prompts_of
 from ...metrics.rows import Row
@@ -142,15 +143,18 @@ def evaluate(
         if interrupt.cancelled():
             raise InterruptProcessingException()
 
+    # First what the networks may refuse: nobody wants to hear of it after an hour of drawing.
+    references = [{one.name: reference_features(model, one.references) for one in subjects} for model in subject_models]
+    encoded = {} if prompt_model is None else _encoded(prompt_model, [each.scored for _, each in asked])
     jobs = [Asked(each.drawn, seeds) for _, each in asked]
     found, batches = draw_pictures(patcher, clip, vae, jobs, how, reporter.text, drawn)
     reporter.text(f"scoring {total} pictures")
     labels = [(one, each, number, chosen) for one, each in asked for number, chosen in enumerate(seeds)]
     rows: list[Row] = []
-    for model in subject_models:
-        rows += _subject_rows(model, found, labels, method, step, interrupt)
+    for model, known in zip(subject_models, references, strict=True):
+        rows += _subject_rows(model, known, found, labels, method, step)
     if prompt_model is not None:
-        rows += _prompt_rows(prompt_model, found, labels, method, step, interrupt)
+        rows += _prompt_rows(prompt_model, encoded, found, labels, method, step)
     rows.append(time_row(batches, method, step, how.line(patcher.load_device)))
     if lora is not None:
         rows += lora_rows(lora, method, step)
@@ -178,45 +182,40 @@ def _check(subjects: Sequence[Subject], subject_models: Sequence[Any], prompt_mo
         raise ValueError(f"There are no pictures of {bare[0]!r} to compare with: wire references or a dataset.")
 
 
+def _encoded(model: Any, prompts: Sequence[str]) -> dict[str, tuple[Tensor, str]]:
+    """Prompt -> (its direction, a note if it was cut)."""
+    texts = list(dict.fromkeys(prompts))
+    rows, notes = model.cut_text_features(texts)
+    return {text: (row, note) for text, row, note in zip(texts, rows, notes, strict=True)}
+
+
 def _subject_rows(
-    model: Any, found: Tensor, labels: Labels, method: str, step: int | None, interrupt: Interrupt
+    model: Any, references: Mapping[str, Tensor], found: Tensor, labels: Labels, method: str, step: int | None
 ) -> list[Row]:
     features = model.features(found.movedim(-1, 1))
-    metric = getattr(model, "subject_metric", "") or "subject_similarity"
-    known: dict[str, Tensor] = {}
     rows = []
     for place, (one, prompt, number, seed) in enumerate(labels):
-        if interrupt.cancelled():
-            raise InterruptProcessingException()
-        if one.name not in known:
-            known[one.name] = reference_features(model, one.references)
-        value = cosine_similarities(features[place : place + 1], known[one.name]).mean
-        rows.append(Row(metric, value, method, one.name, prompt.scored, seed, step, number, model.description))
+        value = cosine_similarities(features[place : place + 1], references[one.name]).mean
+        row = Row(model.subject_metric, value, method, one.name, prompt.scored, seed, step, number, model.description)
+        rows.append(row)
     return rows
 
 
 def _prompt_rows(
-    model: Any, found: Tensor, labels: Labels, method: str, step: int | None, interrupt: Interrupt
+    model: Any, encoded: Mapping[str, tuple[Tensor, str]], found: Tensor, labels: Labels, method: str, step: int | None
 ) -> list[Row]:
-    texts = list(dict.fromkeys(prompt.scored for _, prompt, _, _ in labels))
-    encoded = dict(zip(texts, model.text_features(texts), strict=True))
-    if interrupt.cancelled():
-        raise InterruptProcessingException()
-    features = model.features(found.movedim(-1, 1))
-    rows = []
-    for place, (one, prompt, number, seed) in enumerate(labels):
-        value = cosine_similarities(features[place : place + 1], encoded[prompt.scored][None]).mean
-        rows.append(Row("clip_t", value, method, one.name, prompt.scored, seed, step, number, model.description))
-    return rows
+    texts = torch.stack([encoded[prompt.scored][0] for _, prompt, _, _ in labels])
+    cosines = prompt_cosines(model.features(found.movedim(-1, 1)), texts).tolist()
+    return [
+        Row(
+            "clip_t", value, method, one.name, prompt.scored, seed, step, number, model.description,
+            encoded[prompt.scored][1],
+        )
+        for value, (one, prompt, number, seed) in zip(cosines, labels, strict=True)
+    ]  # fmt: skip
 
 
 def reference_features(model: Any, pictures: Sequence[Tensor]) -> Tensor:
-    """Features (N, D) of pictures (H, W, 3) of any sizes, those of one size at once, in their order."""
-    places: dict[tuple[int, ...], list[int]] = {}
-    for place, picture in enumerate(pictures):
-        places.setdefault(tuple(picture.shape), []).append(place)
-    rows: dict[int, Tensor] = {}
-    for some in places.values():
-        batch = torch.stack([pictures[place] for place in some]).movedim(-1, 1)
-        rows |= dict(zip(some, model.features(batch), strict=True))
-    return torch.stack([rows[place] for place in range(len(pictures))])
+    """Features (N, D) of pictures (H, W, 3) of any sizes."""
+    features: Tensor = model.features([picture.movedim(-1, 0) for picture in pictures])
+    return features

@@ -22,13 +22,17 @@ class Colours:
     """Stands for a MetricModel: a picture's features are its mean colour, a text's its letters."""
 
     description = "mean colour"
+    subject_metric = "subject_similarity"
 
-    def features(self, pictures: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(pictures.mean((2, 3)) + 1e-3, dim=1)
+    def features(self, pictures: Any) -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.stack([one.mean((1, 2)) for one in pictures]) + 1e-3, dim=1)
 
     def text_features(self, texts: list[str]) -> torch.Tensor:
         rows = [[len(text), text.count("a"), text.count("o")] for text in texts]
         return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float32), dim=1)
+
+    def cut_text_features(self, texts: list[str]) -> tuple[torch.Tensor, tuple[str, ...]]:
+        return self.text_features(texts), tuple("cut" if "table" in text else "" for text in texts)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,7 @@ def test_every_picture_is_the_ksamplers_and_is_scored_under_its_own_labels(world
         assert row.value == pytest.approx(
             float(features[place] @ model.text_features([scored[place // 3]])[0]), abs=1e-5
         )
+    assert [row.note for row in texts] == (["", "", ""] + ["cut"] * 3) * 2
     assert [row.metric for row in found.rows[24:]] == ["seconds_a_picture"] and found.rows[24].value > 0  # type: ignore[operator]
 
 
