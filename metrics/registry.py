@@ -8,6 +8,7 @@ from typing import Literal
 
 from .aesthetic import mean_aesthetic
 from .brisque import mean_brisque
+from .clip_score import clip_score, clip_t, clip_t_all_pairs
 from .face_similarity import mean_face_similarity
 from .faces import face_distance, face_distance_of_means, faceless_share
 from .fid import fid_distance
@@ -15,6 +16,7 @@ from .inception_score import mean_inception_score
 from .judge import average_good, average_style, average_subject, best_of_n, first_good
 from .kid import kid_distance
 from .niqe import mean_niqe
+from .pairs import lpips, psnr, ssim
 from .similarity import nearest_similarity, subject_similarity
 
 _INFINITE = float("inf")
@@ -32,7 +34,7 @@ class Metric:
     range: tuple[float, float]
     direction: Literal["higher", "lower"]
     summary: str
-    takes: Literal["pictures", "features", "faces", "judgement"] = "pictures"
+    takes: Literal["pictures", "features", "faces", "judgement", "pairs"] = "pictures"
 
 
 METRICS: dict[str, Metric] = {
@@ -42,6 +44,21 @@ METRICS: dict[str, Metric] = {
     "nearest_similarity": Metric(
         nearest_similarity, (-1.0, 1.0), "higher", "mean cosine of generated pictures to the nearest reference"
     ),
+    "clip_i": Metric(subject_similarity, (-1.0, 1.0), "higher", "mean cosine of CLIP embeddings to the references"),
+    "dino": Metric(subject_similarity, (-1.0, 1.0), "higher", "mean cosine of DINO's class tokens to the references"),
+    "dinov2": Metric(
+        subject_similarity, (-1.0, 1.0), "higher", "mean cosine of DINOv2's class tokens to the references"
+    ),
+    "clip_t": Metric(clip_t, (-1.0, 1.0), "higher", "mean cosine of each picture to its own prompt", "features"),
+    "clip_t_all_pairs": Metric(
+        clip_t_all_pairs, (-1.0, 1.0), "higher", "mean cosine of each picture to every prompt", "features"
+    ),
+    "clip_score": Metric(
+        clip_score, (0.0, 2.5), "higher", "2.5 · max(cos, 0) of each picture and its own prompt", "features"
+    ),
+    "ssim": Metric(ssim, (-1.0, 1.0), "higher", "structural similarity to the target picture", "pairs"),
+    "psnr": Metric(psnr, (-_INFINITE, _INFINITE), "higher", "−10 log₁₀ of the mean squared error, dB", "pairs"),
+    "lpips": Metric(lpips, (0.0, _INFINITE), "lower", "distance of deep features to the target picture", "pairs"),
     "fid": Metric(
         fid_distance, (0.0, _INFINITE), "lower", "Fréchet distance of two sets' Inception features", "features"
     ),

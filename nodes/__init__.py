@@ -17,6 +17,7 @@ from .grounded_segment import LikenessGroundedSegment
 from .inspect_lora import LikenessInspectLoRA
 from .judge import LikenessJudge
 from .load_grounding import LikenessLoadGrounding
+from .load_metric_model import LikenessLoadMetricModel
 from .load_segmenter import LikenessLoadSegmenter
 from .lora_files import LikenessLoadLoRA, LikenessSaveLoRA
 from .lora_rar import LikenessLoRARar
@@ -33,8 +34,11 @@ from .resize_lora import LikenessResizeLoRA
 from .route_loras import LikenessRouteLoRAs
 from .samples import LikenessSamplePrompts
 from .score_faces import LikenessScoreFaces
+from .score_pairs import LikenessScorePairs
+from .score_prompt import LikenessScorePrompt
 from .score_quality import LikenessScoreQuality
 from .score_sets import LikenessScoreSets
+from .score_subject import LikenessScoreSubject
 from .text_encoder_options import LikenessTextEncoderOptions
 from .token_prior import LikenessTokenPrior
 from .train import LikenessTrainLoRA
@@ -72,6 +76,10 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LikenessLoadGrounding,
     LikenessLoadSegmenter,
     LikenessGroundedSegment,
+    LikenessLoadMetricModel,
+    LikenessScorePrompt,
+    LikenessScoreSubject,
+    LikenessScorePairs,
     LikenessScoreSets,
     LikenessScoreQuality,
     LikenessScoreFaces,

@@ -8,6 +8,9 @@ const WAITING = {
   LikenessEvaluate: 'After a run: the means of this method.',
   LikenessMetricCheck: 'After a run: what the metric tells apart.',
   LikenessReport: 'After a run: the table.',
+  LikenessScorePairs: 'After a run: the scores.',
+  LikenessScorePrompt: 'After a run: the scores.',
+  LikenessScoreSubject: 'After a run: the scores.',
   LikenessTrainingOptions: 'After a run: which layers learn.',
   LikenessSaveLoRA: 'After a run: where the file was written.',
   LikenessLoadLoRA: 'After a run: what the file says of itself.'
