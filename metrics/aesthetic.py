@@ -54,7 +54,8 @@ def aesthetic_scores(embeddings: Tensor, head: AestheticHead) -> Tensor:
     lengths = embeddings.norm(dim=1, keepdim=True)
     if not (lengths > 0).all() or lengths.isinf().any():
         raise ValueError("an image embedding is zero, NaN or infinite: it has no direction to judge")
-    return head((embeddings / lengths).to(weight.dtype)).float().cpu()
+    scores: Tensor = head((embeddings / lengths).to(weight.dtype))
+    return scores.float().cpu()
 
 
 def mean_aesthetic(embeddings: Tensor, head: AestheticHead) -> float:

@@ -125,5 +125,5 @@ class OnnxEmbedder:
         self._name, self._one = inputs[0].name, inputs[0].shape[0] == 1
 
     def __call__(self, faces: Tensor) -> Tensor:
-        parts = faces.split(1) if self._one else (faces,)
+        parts = [faces[place : place + 1] for place in range(len(faces))] if self._one else [faces]
         return torch.cat([torch.from_numpy(self._session.run(None, {self._name: part.numpy()})[0]) for part in parts])

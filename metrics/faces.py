@@ -142,4 +142,5 @@ def _unit(embedding: Tensor) -> Tensor:
     length = embedding.norm()
     if embedding.ndim != 1 or not (length > 0) or length.isinf():
         raise ValueError(f"a face's embedding is {tuple(embedding.shape)} of length {float(length):.3g}; expected (D,)")
-    return embedding / length
+    unit: Tensor = embedding / length
+    return unit

@@ -111,6 +111,7 @@ def _centred(features: Tensor) -> tuple[Tensor, Tensor]:
 
 def _cholesky(rows: Tensor) -> Tensor:
     """R (D, D) with RᵀR = FᵀF."""
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(rows.T @ rows, upper=True)
     if int(failed):  # a feature that never changes
         factor = torch.linalg.qr(rows, mode="r")[1]

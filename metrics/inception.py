@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -267,14 +268,15 @@ def load_inception(path: Path) -> Inception:
 
 def _script_state(path: Path) -> dict[str, Tensor]:
     """The tensors of the TorchScript archive under our names."""
-    with path.open("rb") as file:
-        digest = _sha256(file)
+    data = path.read_bytes()  # once, so that what is checked is what is opened
+    digest = hashlib.sha256(data).hexdigest()
     if digest != _SCRIPT_SHA256:
         raise ValueError(
             f"{path} is not the {SCRIPT_FILE} of {PACKAGE} (its SHA-256 is {digest[:16]}…). A TorchScript file holds "
             "code, so no other is opened"
         )
-    tensors = torch.jit.load(str(path), map_location="cpu").state_dict()
+    load: Any = torch.jit.load
+    tensors: dict[str, Tensor] = load(io.BytesIO(data), map_location="cpu").state_dict()
     network = Inception(0)
     # the archive lists layers in the order of our definition: TensorFlow's, branch by branch
     places = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
@@ -287,10 +289,3 @@ def _script_state(path: Path) -> dict[str, Tensor]:
         for name, own in (("beta", "bias"), ("mean", "running_mean"), ("var", "running_var")):
             state[f"{mine}.bn.{own}"] = tensors[f"{theirs}.{name}"]
     return state
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    for block in iter(lambda: file.read(1 << 20), b""):
-        digest.update(block)
-    return digest.hexdigest()

@@ -30,7 +30,7 @@ def load_vlm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         ) from why
     name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"  # renamed; the old one warns
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, **{name: dtype}
         )
     except Exception as why:  # a folder can be wrong in as many ways as there are models
@@ -47,9 +47,10 @@ def load_processor(folder: Path) -> Any:
         ValueError: there is none in the folder.
     """
     try:
-        from transformers import AutoProcessor
+        import transformers
 
-        processor = AutoProcessor.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        auto: Any = transformers.AutoProcessor
+        processor = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as why:
         raise ValueError(f"{folder} has no processor: {' '.join(str(why).split())[:300]}") from why
     if not getattr(processor, "chat_template", None) or not hasattr(processor, "image_processor"):

@@ -57,7 +57,8 @@ def half_size(levels: Tensor) -> Tensor:
         first = 2 * torch.arange((size + 1) // 2, device=levels.device) - 3
         place = (first[:, None] + torch.arange(8, device=levels.device)) % (2 * size)
         place = torch.where(place < size, place, 2 * size - 1 - place)
-        picked = levels.index_select(dim, place.flatten()).unflatten(dim, place.shape)
+        picked = levels.index_select(dim, place.flatten())
+        picked = picked.reshape(*levels.shape[:dim], *place.shape, *levels.shape[dim + 1 :])
         levels = (picked * taps.view((8,) + (1,) * (3 - dim))).sum(dim + 1)
     return levels
 

@@ -101,4 +101,5 @@ def _distance(features: Tensor, model: Pristine) -> Tensor:
         return torch.tensor(torch.nan, dtype=torch.float64)
     apart = model.mean - features.nanmean(dim=0)
     inverse = torch.linalg.pinv((model.covariance + whole.T.cov()) / 2)
-    return (apart @ inverse @ apart).clamp_min(0).sqrt()
+    distance: Tensor = (apart @ inverse @ apart).clamp_min(0).sqrt()
+    return distance
