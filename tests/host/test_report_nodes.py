@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from likeness.experiments.client import Client, RunFailed
+from likeness.tinyworld.truth import write_references
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = ROOT / "tools" / "evaluate_client.py"
@@ -103,3 +104,32 @@ def test_the_client_script_prints_the_report(server: Any, graph: dict[str, Any],
     wrong = script(server, "--workflow", str(saved), "--set", "LikenessReport.baseline=none such")
     assert wrong.returncode == 1 and "none such" in wrong.stderr and not wrong.stdout
     assert script(server, "--workflow", str(tmp_path / "missing.json")).returncode == 2
+
+
+def test_the_workflow_compares_base_and_taught_model(server: Any, base: Path) -> None:
+    """Fails if the shipped graph does not run, the two methods are not paired, the base model is asked for a word that
+    it never learnt, or seconds, trained numbers and size are missing beside the scores."""
+    write_references("panda", base / "input" / "likeness_quickstart")
+    changes = {
+        "LikenessTrainLoRA": {"steps": 2, "batch_size": 1, "rank": 4},
+        "LikenessEvaluate": {
+            "pictures": 2,
+            "steps": 2,
+            "cfg": 1.0,
+            "batch_size": 1,
+            "prompts": "a flat {trigger}\na {trigger}",
+        },
+    }
+    sets = [f"--set={kind}.{name}={value}" for kind, inputs in changes.items() for name, value in inputs.items()]
+    ran = script(server, "--format", "json", *sets)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    scored = [row for row in found["rows"] if row["metric"] == "subject_similarity"]
+    assert [row["prompt"] for row in scored] == ["a flat creature"] * 2 + ["a creature"] * 2 + (
+        ["a flat creature"] * 2 + ["a creature"] * 2
+    )
+    (test,) = found["tests"]
+    assert test["pairs"] == 4 and test["other"] == "base"
+    costs = {(row["metric"], row["method"]): row["value"] for row in found["rows"] if row["picture"] is None}
+    assert {metric for metric, _ in costs} == {"seconds_a_picture", "trained_parameters", "file_size"}
+    assert all(value > 0 for value in costs.values()) and len(costs) == 4
