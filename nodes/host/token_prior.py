@@ -11,6 +11,7 @@ from typing import Any
 import comfy.model_patcher
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ...metrics.pairs import WINDOW, ssim_per_pair
 from ...trainers.token_prior import Choice, WordPrior, choose, prior_json, prior_table, word_prior
@@ -23,6 +24,7 @@ from .progress import Reporter
 log = logging.getLogger(__name__)
 
 PLACE = "{word}"
+THUMBNAIL = 192
 PREVIEWED = 6
 """Words in the live preview: the last ones."""
 
@@ -89,25 +91,30 @@ def measure_prior(
     total = len(words) * len(seeds)
     reporter = Reporter(total, node_id, interrupt)
     features = None if metric_model is None else metric_model.features
-    pictures: dict[str, Tensor] = {word: torch.empty(0) for word in words}
+    small: dict[str, Tensor] = {}
     priors: dict[str, WordPrior] = {}
+    for number, word in enumerate(words):  # one at a time, so that memory holds the pictures of one
+        batches: list[Tensor] = []
 
-    def drawn(count: int, batch: Tensor) -> None:
-        word = words[(count - 1) // len(seeds)]
-        pictures[word] = torch.cat([pictures[word], batch]) if len(pictures[word]) else batch
-        if len(pictures[word]) == len(seeds):
-            priors[word] = word_prior(word, pictures[word].movedim(-1, 1), ssim_per_pair, features)
-        some = {each: found for each, found in pictures.items() if len(found)}
-        reporter.show(grid(_sheet(dict([*some.items()][-PREVIEWED:]), priors), 1), count, total)
-        if interrupt.cancelled():
-            raise InterruptProcessingException()
+        def drawn(
+            count: int, batch: Tensor, word: str = word, number: int = number, batches: list[Tensor] = batches
+        ) -> None:
+            batches.append(batch)
+            small[word] = torch.cat([_thumbnails(each) for each in batches])
+            if count == len(seeds):
+                priors[word] = word_prior(word, torch.cat(batches).movedim(-1, 1), ssim_per_pair, features)
+            shown = dict([*small.items()][-PREVIEWED:])
+            reporter.show(grid(_sheet(shown, priors), 1), number * len(seeds) + count, total)
+            if interrupt.cancelled():
+                raise InterruptProcessingException()
 
-    asked = [Asked(template.replace(PLACE, word), tuple(seeds)) for word in words]
-    draw_pictures(patcher, clip, vae, asked, how, reporter.text, drawn)
+        reporter.text(f"{word}: word {number + 1} of {len(words)}")
+        asked = Asked(template.replace(PLACE, word), tuple(seeds))
+        draw_pictures(patcher, clip, vae, [asked], how, _quiet, drawn)
     choice = choose([priors[word] for word in words])
     if choice.warning:
         log.warning("Likeness: Token Prior: %s", choice.warning)
-    ranked = {each.word: pictures[each.word] for each in choice.ranked}
+    ranked = {each.word: small[each.word] for each in choice.ranked}
     about = (
         f"Prompt: {template!r}. {len(seeds)} pictures of each word, seeds {seeds[0]} to {seeds[-1]}, "
         f"{how.line(patcher.load_device)}."
@@ -121,6 +128,19 @@ def measure_prior(
 def _sheet(pictures: Mapping[str, Tensor], priors: Mapping[str, WordPrior], choice: Choice | None = None) -> Tensor:
     """A row a word."""
     return contact_sheet([(_label(word, priors.get(word), choice), some) for word, some in pictures.items()])
+
+
+def _quiet(line: str) -> None:
+    """What draw_pictures says of one word's pictures; the node counts all."""
+
+
+def _thumbnails(pictures: Tensor) -> Tensor:
+    """(B, H, W, 3), no larger than the sheet shows them."""
+    scale = THUMBNAIL / max(pictures.shape[1:3])
+    if scale >= 1:
+        return pictures
+    size = [max(1, round(side * scale)) for side in pictures.shape[1:3]]
+    return interpolate(pictures.movedim(-1, 1), size=size, mode="area").movedim(1, -1)
 
 
 def _label(word: str, prior: WordPrior | None, choice: Choice | None) -> str:
