@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from likeness.segmentation.builtin import SubjectFinder, expected_iou
+from likeness.segmentation.choose import RULES
 from likeness.segmentation.found import Detector, Segmenter
 from likeness.segmentation.grounded import FindOptions, find_objects
+from likeness.segmentation.subject import load_subject_segmenter
 
 
 class Brightness(nn.Module):
@@ -63,3 +65,18 @@ def test_one_pixel_and_nothing() -> None:
     finder = SubjectFinder(lambda: network)
     assert len(find_objects(torch.ones(3, 1, 1), (), finder, finder, FindOptions())) == 1
     assert len(find_objects(torch.zeros(3, 9, 9), (), finder, finder, FindOptions())) == 0
+
+
+def test_the_shipped_network() -> None:
+    """A red disc on a plain ground, at sizes it was not taught at; fails if the adapter feeds it another range or
+    scale, or the shipped weights are another network's."""
+    network = load_subject_segmenter()
+    finder = SubjectFinder(lambda: network)
+    for height, width in ((96, 96), (301, 200)):
+        y, x = torch.meshgrid(torch.arange(height) - height * 0.55, torch.arange(width) - width * 0.5, indexing="ij")
+        disc = (y.square() + x.square()).sqrt() < 0.3 * min(height, width)
+        ground = torch.tensor([0.85, 0.9, 0.8]).view(3, 1, 1).expand(3, height, width)
+        picture = torch.where(disc, torch.tensor([0.8, 0.15, 0.1]).view(3, 1, 1), ground)
+        for rule in RULES:
+            union = find_objects(picture, (), finder, finder, FindOptions(rule=rule)).union > 0.5
+            assert float((union & disc).sum() / (union | disc).sum()) > 0.8
