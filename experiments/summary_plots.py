@@ -78,11 +78,11 @@ def bars(summary: Summary) -> bytes:
                 place, estimate.mean, height=0.7, xerr=bars_of([estimate]), capsize=0 if estimate.units == 1 else 3,
                 color=f"C{summary.methods.index(method) % 10}", alpha=0.8, **edge,
             )  # fmt: skip
-            label = f"{estimate.mean:.4g}"
+            label = f"{estimate.mean:,.0f}" if abs(estimate.mean) >= 1e4 else f"{estimate.mean:.4g}"
             axes.annotate(label, (0, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
         names = [_short(method.label) for method, _ in having]
         axes.set_yticks(range(len(having)), names if len(names) <= MOST_NAMED else [""] * len(names), fontsize=8)
-        axes.invert_yaxis()
+        axes.set_ylim(max(len(having), 2) - 0.5, -0.5)  # the first above; one bar alone is no wall
         unit = column.meaning.unit
         axes.set_title(_name(summary, column) + (f" ({unit})" if unit else ""), fontsize=10)
         axes.axvline(0, color="0.3", linewidth=0.8)
