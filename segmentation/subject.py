@@ -43,7 +43,7 @@ class SubjectSegmenter(nn.Module):
         super().__init__()
         self.stem = _Block(3, WIDTHS[0])
         self.down = nn.ModuleList(_Block(a, b) for a, b in pairwise(WIDTHS))
-        # what the whole picture is made of, for every place: mean and spread of the deepest features
+        # what the whole picture is made of, for every place: mean and maximum of the deepest features
         self.whole = nn.Linear(2 * WIDTHS[-1], WIDTHS[-1])
         self.up = nn.ModuleList(_Block(b + a, a) for a, b in pairwise(WIDTHS))
         self.head = nn.Conv2d(WIDTHS[0], 1, 1)

@@ -129,7 +129,7 @@ def train_segmenter(
     rgba: NDArray[np.uint8],
     vae: TinyVAE,
     folder: Path,
-    steps: int = 3000,
+    steps: int = 2000,
     batch: int = 16,
     learning_rate: float = 2e-3,
     seed: int = 0,
@@ -181,7 +181,7 @@ def main() -> None:
     subject: Any = importlib.import_module("likeness.segmentation.subject")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(".tinyworld"), help="artwork and what is half done")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=subject.WEIGHTS)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -42,11 +42,12 @@ def test_decibels_are_those_of_the_formula_outside_of_the_mask_alone() -> None:
 
 
 def test_the_truth_scores_best_and_another_subject_by_its_subject_alone_worse() -> None:
-    """Fails if truths are paired wrongly, or regions mix: a wrong subject must not cost background, nor the reverse."""
+    """Fails if truths are paired wrongly, or regions mix: a wrong subject must cost no background, nor the reverse. The
+    subject's own score is below 1 by what the segmenter misses."""
     right = protocol.scene_scores(truths(SUBJECT), SUBJECT)
     wrong = protocol.scene_scores(truths(OTHER), SUBJECT)
     assert right["scene truth"] == pytest.approx(1, abs=1e-4)
-    assert right["scene subject"] > 0.9 and wrong["scene subject"] < right["scene subject"] - 0.3
+    assert right["scene subject"] > 0.8 and wrong["scene subject"] < right["scene subject"] - 0.3
     assert right["scene background"] > 35 and wrong["scene background"] > 35
     on_wrong_colours = {
         asked: replace(asked, background=other.background).truth(SUBJECT)[None]
@@ -54,15 +55,15 @@ def test_the_truth_scores_best_and_another_subject_by_its_subject_alone_worse() 
     }
     moved = protocol.scene_scores(on_wrong_colours, SUBJECT)
     assert moved["scene background"] < 15 and moved["scene prompt"] == 0
-    assert moved["scene subject"] > 0.85
+    assert moved["scene subject"] > 0.75
 
 
 def test_true_pictures_follow_their_prompts() -> None:
-    """Fails if styles are counted in another order than the judge's: then hardly one in six would be right."""
-    drawn = {asked: torch.stack([asked.truth(s) for s in (SUBJECT, OTHER, "bat")]) for asked in (*PLAIN, *SCENES)}
+    """Fails if styles or backgrounds are paired in another order: then hardly one in six would be right."""
+    drawn = {asked: asked.truth(SUBJECT)[None] for asked in (*PLAIN, *SCENES)}
     pictures, asked = protocol.together(drawn)
-    assert protocol.follows(pictures, asked) > 0.8
-    assert protocol.follows(pictures.roll(3, 0), asked) < 0.2
+    assert protocol.follows(pictures, asked, SUBJECT) == 1
+    assert protocol.follows(pictures.roll(1, 0), asked, SUBJECT) == 0
 
 
 def test_others_are_subjects_that_pretraining_saw() -> None:

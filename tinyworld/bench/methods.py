@@ -66,31 +66,32 @@ def base(info: Mapping[str, Any], plan: Plan, subjects: Sequence[str]) -> Sweep:
 
 
 def lora(info: Mapping[str, Any], plan: Plan, subjects: Sequence[str]) -> Sweep:
-    """LikenessTrainLoRA: steps, ranks, prior weights, kinds of adapter."""
-    graph = _taught(info, TRAIN, steps=STEPS)
-    graph["keep"] = node(
-        info,
-        "LikenessPriorPreservation",
-        mode="generated pictures",
-        weight=0.0,
-        prompts="a picture of a {class}",
-        steps=10,
-        cfg=3.0,
-    )
-    graph["train"]["inputs"]["prior"] = ["keep", 0]
+    """LikenessTrainLoRA: steps, ranks, kinds of adapter."""
     methods = [{"label": f"LoRA, {n} steps", "set": {"train.steps": n}} for n in plan.steps]
     methods += [
         {"label": f"LoRA, rank {r}, {STEPS} steps", "set": {"train.rank": r, "train.alpha": float(r)}}
         for r in plan.ranks
     ]
-    methods += [
-        {
-            "label": f"LoRA, prior λ {weight:g}, {plan.prior_steps} steps",
-            "set": {"keep.weight": weight, "train.steps": plan.prior_steps},
-        }
+    methods += [{"label": f"{kind}, {STEPS} steps", "set": {"adapter.algorithm": kind}} for kind in plan.kinds]
+    return _sweep(_taught(info, TRAIN, steps=STEPS), methods, _subjects(subjects))
+
+
+def prior(info: Mapping[str, Any], plan: Plan, subjects: Sequence[str]) -> Sweep:
+    """The same with DreamBooth's prior preservation: class pictures that the base model draws once for each noun."""
+    graph = _taught(info, TRAIN, steps=plan.prior_steps)
+    graph["keep"] = node(
+        info,
+        "LikenessPriorPreservation",
+        mode="generated pictures",
+        prompts="a picture of a {class}",
+        steps=10,
+        cfg=3.0,
+    )
+    graph["train"]["inputs"]["prior"] = ["keep", 0]
+    methods = [
+        {"label": f"LoRA, prior λ {weight:g}, {plan.prior_steps} steps", "set": {"keep.weight": weight}}
         for weight in plan.priors
     ]
-    methods += [{"label": f"{kind}, {STEPS} steps", "set": {"adapter.algorithm": kind}} for kind in plan.kinds]
     return _sweep(graph, methods, _subjects(subjects))
 
 
@@ -115,6 +116,7 @@ def alchemy(info: Mapping[str, Any], plan: Plan, subjects: Sequence[str]) -> Swe
 FAMILIES: dict[str, Callable[[Mapping[str, Any], Plan, Sequence[str]], Sweep]] = {
     "base": base,
     "lora": lora,
+    "prior": prior,
     "adaptive": adaptive,
     "alchemy": alchemy,
 }

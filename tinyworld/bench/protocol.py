@@ -27,7 +27,7 @@ from .graphs import Graph, draw, features, judge, node
 
 PICTURES = 2  # of a prompt
 OTHERS = 8  # subjects of pretraining, a picture each
-SCORING = "bench 1"  # another text when `score` changes
+SCORING = "bench 2"  # another text when `score` changes
 MOST_DB = 40.0  # a plain colour to within a hundredth; more says nothing
 REACH = 2  # pixels around the subject that belong to neither region
 
@@ -99,7 +99,7 @@ def score(finished: Finished) -> dict[str, float]:
         found["fidelity"] = compare(pictures, references, features()).mean
         found["truth"] = matched(pictures, torch.stack([each.truth(subject) for each in asked]))
         everything, all_asked = together(plain | scenes)
-        found["prompt"] = follows(everything, all_asked)
+        found["prompt"] = follows(everything, all_asked, subject)
     if scenes:
         found |= scene_scores(scenes, subject)
     known = [finished.pictures(f"draw other {k}") for k in range(OTHERS) if _has(finished, f"draw other {k}")]
@@ -125,7 +125,7 @@ def scene_scores(scenes: Mapping[Asked, Tensor], subject: str) -> dict[str, floa
             on_white(pictures, masks), torch.stack([each.truth(subject, white=True) for each in asked])
         ),
         "scene background": float(decibels.mean()),
-        "scene prompt": follows(pictures, asked),
+        "scene prompt": follows(pictures, asked, subject),
     }
 
 
@@ -140,16 +140,27 @@ def matched(pictures: Tensor, truths: Tensor) -> float:
     return float(cosines.diagonal().mean())
 
 
-def follows(pictures: Tensor, asked: Sequence[Asked]) -> float:
-    """Share of the pictures in the style that was asked, by the judge, and on the background that was asked."""
+def follows(pictures: Tensor, asked: Sequence[Asked], subject: str) -> float:
+    """Share of the pictures in the style and on the background that were asked.
+
+    The style is that of the true picture of the subject, on that background, which is nearest in features. The judge
+    of styles will not do: it was taught on other subjects, and names only half of these true pictures right.
+    """
     styles = load_split().pretrain_styles
-    with torch.no_grad():
-        seen = judge()(pictures)[1].argmax(1)
-    style = torch.tensor([styles.index(each.style) for each in asked]) == seen
-    ground = torch.tensor(
-        [background(picture) == each.background for picture, each in zip(pictures, asked, strict=True)]
-    )
-    return float((style & ground).float().mean())
+    seen = features()(pictures)
+    right = [
+        background(picture) == each.background
+        and styles[int((in_styles(subject, each.background) @ feature).argmax())] == each.style
+        for picture, feature, each in zip(pictures, seen, asked, strict=True)
+    ]
+    return sum(right) / len(right)
+
+
+@cache
+def in_styles(subject: str, ground: str | None) -> Tensor:
+    """(styles, D): features of the subject's true pictures in the styles of pretraining, on one background."""
+    truths = [Asked(style, ground).truth(subject) for style in load_split().pretrain_styles]
+    return features()(torch.stack(truths))
 
 
 def background(picture: Tensor) -> str | None:
