@@ -114,9 +114,9 @@ def test_a_state_dict_is_read_and_another_file_is_not(network: Inception, tmp_pa
 
 
 def test_sizes_are_resampled_as_said() -> None:
-    """Fails if bilinear does not put pixel i at i · in / out (a ramp of 598 then reads every second value), clean does
+    """Fails if bilinear does not put pixel i at i · in / out (of 598 columns every second one is then read), clean does
     not antialias (a chessboard then is not grey), or the range is not (255 v − 128) / 128."""
-    ramp = (torch.arange(598) // 2 * 2 / 255 % 1).expand(1, 3, 598, 598)
+    ramp = (torch.arange(598) * 37 % 256 / 255).expand(1, 3, 598, 598)
     seen = prepared(ramp, "bilinear") * 128 + 128
     assert torch.allclose(seen[0, 0, 0], (ramp[0, 0, 0, ::2] * 255).round(), atol=1e-3)
     board = ((torch.arange(1196)[:, None] + torch.arange(1196)) % 2).float().expand(1, 3, -1, -1)
