@@ -59,7 +59,7 @@ class LikenessBlurSubject(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="λ of the exponential decay: higher ends sooner outside of the mask.",
+                    tooltip="λ of the exponential decay: higher ends sooner outside of the mask; 0 never ends.",
                 ),
                 io.Combo.Input(
                     "distance_scale",

@@ -36,7 +36,7 @@ class Blur:
         mode: one of :data:`MODES`.
         kernel: its width in pixels, odd; at σ = 100 its edge is .755 of its centre, so it is nearly a box.
         sigma: of the Gaussian, in pixels.
-        decay: λ.
+        decay: λ; 0: the blur goes on over the whole picture.
         scale: one of :data:`SCALES`: what d is divided by, half the kernel, the picture's diagonal, or 1.
         grow: pixels that the mask is grown by first; fewer than 0: shrunk.
         feather: pixels of its soft edge.
@@ -76,15 +76,27 @@ def gaussian(picture: Tensor, kernel: int, sigma: float) -> Tensor:
 
 
 def weight_map(mask: Tensor, blur: Blur) -> Tensor:
-    """How much of the blur each place gets: (H, W) in [0, 1] -> (H, W), 1 inside; of an empty mask 0 everywhere."""
-    inside = feather(grow(mask.float(), blur.grow), blur.feather)
-    if blur.mode == GAUSSIAN or blur.decay == 0:
-        return torch.where(inside < LEAST, 0.0, inside)
+    """How much of the blur each place gets: (H, W) in [0, 1] -> (H, W), 1 inside; of an empty mask 0 everywhere.
+
+    Only what the weights can reach is computed: beyond s·ln(512)/λ of the mask they are 0.
+    """
     height, width = mask.shape
-    scale = {RADIUS: (blur.kernel - 1) / 2, DIAGONAL: math.hypot(height, width), PIXELS: 1.0}[blur.scale]
-    outside = torch.exp(-blur.decay * distance(inside) / max(scale, 1e-6))
-    weight = torch.maximum(inside, outside)
-    return torch.where(weight < LEAST, 0.0, weight)
+    weight = torch.zeros(height, width)
+    found = extent(mask)
+    if found is None:
+        return weight
+    scale = max({RADIUS: (blur.kernel - 1) / 2, DIAGONAL: math.hypot(height, width), PIXELS: 1.0}[blur.scale], 1e-6)
+    reach = 0.0 if blur.mode == GAUSSIAN else scale * -math.log(LEAST) / blur.decay if blur.decay else math.inf
+    # feather cuts its Gaussian at 1.5 of its width; two more pixels show it and grow that the mask ends
+    margin = math.ceil(min(max(blur.grow, 0) + 1.5 * blur.feather + reach, height + width)) + 2
+    rows = slice(max(0, found[0] - margin), min(height, found[2] + margin))
+    columns = slice(max(0, found[1] - margin), min(width, found[3] + margin))
+    inside = feather(grow(mask[rows, columns].float(), blur.grow), blur.feather)
+    if blur.mode != GAUSSIAN:
+        away = distance(inside)
+        inside = torch.maximum(inside, torch.where(away.isinf(), 0.0, torch.exp(-blur.decay * away / scale)))
+    weight[rows, columns] = torch.where(inside < LEAST, 0.0, inside)
+    return weight
 
 
 def blur_subject(picture: Tensor, mask: Tensor, blur: Blur) -> tuple[Tensor, Tensor]:

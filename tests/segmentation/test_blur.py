@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from likeness.segmentation import blur as module
 from likeness.segmentation.blur import (
     DECAY,
     DIAGONAL,
@@ -26,6 +27,7 @@ from likeness.segmentation.blur import (
     gaussian,
     weight_map,
 )
+from likeness.segmentation.masks import distance, feather, grow
 
 
 def picture_of(height: int, width: int, channels: int = 3, seed: int = 0) -> Tensor:
@@ -116,6 +118,51 @@ def test_a_piece_is_computed_as_the_whole_would_be(mode: str) -> None:
     out, weights = blur_subject(picture, mask, blur)
     whole = weights * gaussian(picture, 21, 8.0) + (1 - weights) * picture
     assert torch.allclose(out, whole, atol=1e-6)
+
+
+@given(
+    st.sampled_from(MODES),
+    st.sampled_from(SCALES),
+    st.sampled_from([0.0, 0.5, 5.0, 40.0]),
+    st.sampled_from([-2.0, 0.0, 3.0]),
+    st.sampled_from([0.0, 4.0]),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=40, deadline=None)
+def test_weights_of_the_surroundings_are_those_of_the_whole(
+    mode: str, scale: str, decay: float, by: float, soft: float, seed: int
+) -> None:
+    """Oracle: grow, feather and e^{−λ·d/s} over the whole mask. Fails if the piece that is computed is too small for
+    what grows, fades or decays, or if λ = 0 is not a weight of 1 everywhere."""
+    chance = torch.Generator().manual_seed(seed)
+    top, left, high, wide = (int(torch.randint(0, most, (), generator=chance)) for most in (50, 70, 12, 12))
+    mask = torch.zeros(57, 83)
+    mask[top : top + high, left : left + wide] = (
+        torch.rand(mask[top : top + high, left : left + wide].shape, generator=chance) ** 0.2
+    )
+    blur = Blur(mode, 7, 3.0, decay, scale, by, soft)
+    expected = feather(grow(mask, by), soft)
+    if mode != GAUSSIAN and (expected > 0.5).any():
+        s = {RADIUS: 3.0, DIAGONAL: math.hypot(57, 83), PIXELS: 1.0}[scale]
+        expected = torch.maximum(expected, torch.exp(-decay * distance(expected) / s))
+    expected[expected < LEAST] = 0
+    assert torch.equal(weight_map(mask, blur), expected)
+
+
+def test_a_small_mask_in_a_large_picture_costs_what_it_covers() -> None:
+    """4096²: seconds and hundreds of megabytes if the whole were computed. Fails if the piece that is convolved, or
+    whose distances are asked, is larger than the reach."""
+    picture, mask = picture_of(1, 1, 1).expand(1, 4096, 4096), torch.zeros(4096, 4096)
+    mask[2000:2040, 3000:3100] = 1
+    sizes = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name, work in (("distance", distance), ("gaussian", gaussian)):
+            patch.setattr(
+                module, name, lambda first, *rest, work=work: sizes.append(first.shape[-2:]) or work(first, *rest)
+            )
+        out, weights = blur_subject(picture, mask, Blur())
+    assert [max(size) < 500 for size in sizes] == [True, True]
+    assert torch.allclose(out, picture, atol=1e-6) and weights.sum() > mask.sum()
 
 
 def test_kernel_and_sigma_grow_with_the_picture() -> None:
