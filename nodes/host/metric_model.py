@@ -150,7 +150,9 @@ def _folders(place: Path) -> list[Path]:
 
 def _hash(picture: Tensor) -> bytes:
     data = picture.detach().to("cpu", torch.float32).contiguous().numpy()
-    return hashlib.blake2b(data.tobytes() + str(tuple(picture.shape)).encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(str(tuple(picture.shape)).encode(), digest_size=16)
+    digest.update(data)
+    return digest.digest()
 
 
 def _counter(bar: Any) -> Callable[[int], None]:
