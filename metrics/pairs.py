@@ -51,8 +51,8 @@ def ssim_per_pair(pictures: Tensor, targets: Tensor) -> Tensor:
     from kornia.metrics import ssim as ssim_map
 
     check_pairs(pictures, targets, WINDOW)
-    pairs = zip(pictures.float().split(1), targets.float().split(1), strict=True)  # one at a time stays in the cache
-    found = [ssim_map(one, other, WINDOW).double().mean() for one, other in pairs]
+    pairs = zip(pictures.float(), targets.float(), strict=True)  # one at a time stays in the cache
+    found = [ssim_map(one[None], other[None], WINDOW).double().mean() for one, other in pairs]
     return torch.stack(found).clamp(-1, 1)
 
 
@@ -72,8 +72,8 @@ def lpips_per_pair(pictures: Tensor, targets: Tensor, distance: Distance, batch:
         ValueError: pictures that do not pair, or are below 32 pixels a side, which the network's pooling would eat.
     """
     check_pairs(pictures, targets, 32)
-    pairs = zip(pictures.split(batch), targets.split(batch), strict=True)
-    return torch.cat([distance(one, other).double().cpu() for one, other in pairs])
+    starts = range(0, len(pictures), batch)
+    return torch.cat([distance(pictures[i : i + batch], targets[i : i + batch]).double().cpu() for i in starts])
 
 
 def ssim(pictures: Tensor, targets: Tensor) -> float:
