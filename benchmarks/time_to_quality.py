@@ -82,7 +82,8 @@ def main() -> int:
     if args.quick:
         plan = Plan(scored(2), (BEST_RATE,), (100, 200), (50, 51))
     else:
-        plan = Plan(tuple(args.subjects or scored(4)), RATES, tuple(range(50, 301, 50)), (50, 51))
+        rates = tuple(args.rates or RATES)
+        plan = Plan(tuple(args.subjects or scored(4)), rates, tuple(range(50, 301, 50)), (50, 51))
     with tempfile.TemporaryDirectory(prefix="time-to-quality-") as temporary:
         folder = Path(args.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,6 +120,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folder", help="keep what is finished here, and go on from it")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--subjects", nargs="+", help="others than those that the seed picks")
+    parser.add_argument("--rates", nargs="+", type=float, help="of the built-in node, other than the three; say so")
     parser.add_argument("--config", type=json.loads, default={}, help="options other than our defaults, as JSON")
     parser.add_argument("--name", default="defaults", help="what these options are called in the folder")
     return parser.parse_args()

@@ -35,7 +35,8 @@ class LikenessTrainingOptions(io.ComfyNode):
                     default=standard.targets,
                     tooltip="Which layers learn. all: every linear and convolution layer; learns in the fewest steps. "
                     "attention: a smaller file, less memory, forgets less. attention+feed-forward: between them. "
-                    "custom: those that target_pattern matches.",
+                    "custom: those that target_pattern matches. decoder: all of a UNet's middle and output blocks, in "
+                    "shorter steps; in models without such, all.",
                 ),
                 io.String.Input(
                     "target_pattern",

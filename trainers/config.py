@@ -11,7 +11,7 @@ from typing import Any
 
 from .layer_rules import parse_rules
 
-TARGETS = ("attention", "attention+feed-forward", "all", "custom")
+TARGETS = ("attention", "attention+feed-forward", "all", "custom", "decoder")
 OPTIMIZERS = ("adamw", "adafactor", "sgd", "adamw-8bit", "lion", "prodigy", "schedule-free")
 ALGORITHMS = ("lora", "dora", "loha", "lokr", "oft", "adalora", "adaptive")
 ADAPTING = ("adalora", "adaptive")

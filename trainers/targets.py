@@ -13,10 +13,15 @@ from .config import TEXT_ENCODERS
 PREFIX = "diffusion_model."
 """A layer's canonical name is this and its path in the Denoiser's module; text encoders have prefixes of their own."""
 
+_ENCODER = re.compile(r"(?:^|\.)(?:input_blocks|time_embed|label_emb)\.")
+"""A UNet's way down and the embedders of time and size. Transformers have none of these names."""
+
 PRESETS: dict[str, Callable[[str], bool]] = {
     "attention": lambda name: bool(ATTENTION.search(name)),
     "attention+feed-forward": lambda name: bool(ATTENTION.search(name) or FEED_FORWARD.search(name)),
     "all": lambda name: True,
+    # What stands before the first layer that learns needs no gradient, and keeps nothing for it.
+    "decoder": lambda name: not _ENCODER.search(name),
 }
 
 
@@ -39,7 +44,7 @@ def matched_layers(modules: Mapping[str, nn.Module], targets: str, pattern: str 
 
     Args:
         modules: prefix of the canonical names -> module.
-        targets: "attention", "attention+feed-forward", "all", or "custom".
+        targets: a key of :data:`PRESETS`, or "custom".
         pattern: for "custom", a regular expression searched in the canonical names.
 
     Raises:

@@ -3,7 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+from likeness.trainers.lora import injected
 from likeness.trainers.targets import PREFIX, PRESETS, adaptable_layers, matched_layers
 
 ATTENTION = [
@@ -53,6 +56,48 @@ def test_presets_know_the_names_of_the_field(name: str) -> None:
     assert PRESETS["attention"](canonical) == (name in ATTENTION)
     assert PRESETS["attention+feed-forward"](canonical) == (name in ATTENTION + FEED_FORWARD)
     assert PRESETS["all"](canonical)
+    assert PRESETS["decoder"](canonical) == (not name.startswith(("input_blocks", "time_embed")))
+
+
+@pytest.mark.parametrize(
+    ("name", "learns"),
+    [
+        ("middle_block.1.transformer_blocks.0.attn2.to_k", True),
+        ("output_blocks.3.1.proj_in", True),
+        ("out.2", True),
+        ("label_emb.0.0", False),
+        ("input_blocks.0.0", False),
+        ("time_embed.2", False),
+    ],
+)
+def test_a_unets_decoder(name: str, learns: bool) -> None:
+    """Fails if a layer learns for whose sake the whole way down would need gradients, or one of the way up does not."""
+    assert PRESETS["decoder"]("diffusion_model." + name) == learns
+
+
+class UNet(nn.Module):
+    """Two ways from the input to the output, as a UNet has: through the middle and beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time_embed, self.input_blocks, self.middle_block, self.output_blocks = (
+            nn.Sequential(nn.Linear(4, 4)) for _ in range(4)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        down = self.input_blocks(x + self.time_embed(torch.ones(4)))
+        return down, self.output_blocks(self.middle_block(down) + down)
+
+
+def test_the_way_down_needs_no_gradient() -> None:
+    """Fails if something before the decoder learns: then each step would go back through the encoder, and keep it."""
+    net = UNet()
+    layers = matched_layers({PREFIX: net}, "decoder")
+    with injected({PREFIX: net}, layers, rank=2, alpha=2.0, seed=0):
+        down, out = net(torch.ones(1, 4))
+        assert not down.requires_grad and out.requires_grad
+    with injected({PREFIX: net}, matched_layers({PREFIX: net}, "all"), rank=2, alpha=2.0, seed=0):
+        assert net(torch.ones(1, 4))[0].requires_grad
 
 
 def test_matched_layers_of_the_toy(toy: Any) -> None:
@@ -60,6 +105,7 @@ def test_matched_layers_of_the_toy(toy: Any) -> None:
     modules = {PREFIX: toy().module}
     assert len(matched_layers(modules, "attention")) == 4
     assert len(matched_layers(modules, "attention+feed-forward")) == 8
+    assert matched_layers(modules, "decoder") == matched_layers(modules, "all")
     assert len(matched_layers(modules, "all")) == 11 == len(adaptable_layers(modules))
     assert matched_layers(modules, "custom", r"\.1\.conv$") == ("diffusion_model.transformer_blocks.1.conv",)
 
