@@ -87,7 +87,8 @@ class SubjectSegmenter(nn.Module):
         logits = self(functional.pad(small, (0, right, 0, below), mode="replicate"))[:, None, : size[0], : size[1]]
         if size != (height, width):
             logits = functional.interpolate(logits, size=(height, width), mode="bilinear")
-        return logits[:, 0].sigmoid()
+        found: Tensor = logits[:, 0].sigmoid()
+        return found
 
 
 def load_subject_segmenter(path: Path | None = None) -> SubjectSegmenter:

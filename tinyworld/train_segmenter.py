@@ -31,6 +31,7 @@ from .vae import TinyVAE
 
 logger = logging.getLogger(__name__)
 EMPTY, TWO = 0.06, 0.15  # shares of pictures with nothing on them, and with two subjects
+LAST = 0.65  # from this share of the steps on, half of the pictures are as a model draws them
 
 
 def plain(rng: np.random.Generator) -> Tensor:
@@ -143,10 +144,10 @@ def train_segmenter(
     for step in range(first, steps):
         rng = np.random.default_rng((seed, 5, step))
         pictures, masks = composites(rng, rgba, batch)
-        part = batch // 4  # an eighth is drawn by way of latents, another quarter blurred
-        error = torch.tensor(rng.standard_normal((part // 2, vae.latents.channels, 8, 8), np.float32)) * 0.15
-        pictures[: part // 2] = through(vae, pictures[: part // 2], error)
-        pictures[part : 2 * part] = soften(pictures[part : 2 * part], rng)
+        part = batch // 2 if step >= LAST * steps else batch // 8  # drawn by way of latents; a quarter is blurred
+        error = torch.tensor(rng.standard_normal((part, vae.latents.channels, 8, 8), np.float32)) * 0.1
+        pictures[:part] = through(vae, pictures[:part], error)
+        pictures[part : part + batch // 4] = soften(pictures[part : part + batch // 4], rng)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
         loss = loss_of(network(pictures.contiguous(memory_format=torch.channels_last)), masks)
@@ -175,9 +176,9 @@ def shipped_vae() -> TinyVAE:
 
 
 def main() -> None:
-    from devtools.start import load_pack
-
-    load_pack()  # what is taught here ships with the room that uses it, for tinyworld is not in the installed pack
+    importlib.import_module(
+        "devtools.start"
+    ).load_pack()  # what is taught here ships with the room that uses it, for tinyworld is not in the installed pack
     subject: Any = importlib.import_module("likeness.segmentation.subject")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(".tinyworld"), help="artwork and what is half done")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-from devtools.start import load_pack
-
 if __name__ == "__main__":
-    load_pack()
+    importlib.import_module("devtools.start").load_pack()
     try:
         sys.exit(importlib.import_module("likeness.tinyworld.bench.run").main(sys.argv[1:]))
     except KeyboardInterrupt:

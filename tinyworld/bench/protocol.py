@@ -167,7 +167,8 @@ def background(picture: Tensor) -> str | None:
     """The word of the colour (None: white) that is nearest to the median of the picture's outermost pixels."""
     edge = torch.cat([picture[:, :2].flatten(1), picture[:, -2:].flatten(1), picture[:, :, :2].flatten(1)], 1)
     seen = torch.cat([edge, picture[:, :, -2:].flatten(1)], 1).median(1).values
-    colours: dict[str | None, tuple[int, int, int]] = {**BACKGROUNDS, None: WHITE}
+    colours: dict[str | None, tuple[int, int, int]] = {None: WHITE}
+    colours.update(BACKGROUNDS)
     return min(colours, key=lambda word: float((seen - torch.tensor(colours[word]) / 255).square().sum()))
 
 

@@ -135,7 +135,7 @@ def _alchemy(means: Mapping[str, Mapping[str, Estimate]], records: Sequence[Reco
     for name in piped if direct else []:
         parts = []
         for column, unit in (("scene background", " dB"), ("scene subject", ""), ("scene truth", "")):
-            paired = difference(*(runs.by_subject(records, method, column) for method in (name, str(direct))))
+            paired = difference(runs.by_subject(records, name, column), runs.by_subject(records, str(direct), column))
             parts.append(f"{column} {paired.mean:+.3g}{unit} [{paired.low:+.3g}, {paired.high:+.3g}]")
         lines.append(f"- **{name}** less the same LoRA asked directly, by subject: {'; '.join(parts)}.")
     return lines

@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -67,7 +67,8 @@ def _beside(first: Path, number: int) -> Path:
     for shared in ("models", "input"):
         if not (base / shared).exists():
             (base / shared).symlink_to((first / shared).resolve(), target_is_directory=True)
-    return make_base(base)
+    found: Path = make_base(base)
+    return found
 
 
 def run(
@@ -84,7 +85,8 @@ def run(
         sweep,
         Store(args.folder / family),
         Threads([server.address for server in servers], sweep.timeout, ["save"] if "save" in sweep.graph else []),
-        **({"scorer": scorer, "scoring": scoring} if scorer else {}),
+        scorer=scorer,
+        scoring=scoring,
         retry_failed=args.retry_failed,
         accept_change=args.changed,
         on_run=_say,
@@ -108,10 +110,10 @@ def exit_code(findings: Sequence[Finding], records: Sequence[Record]) -> int:
     return 0 if findings and all(finding.ok for finding in findings) and not conduct.failed(records) else 1
 
 
-def by_subject(records: Sequence[Record], method: str, result: str) -> dict[object, float]:
+def by_subject(records: Sequence[Record], method: str, result: str) -> dict[Hashable, float]:
     """Subject -> the mean of a method's result over its other repeats."""
     having = [record for record in records if record.values["method"] == method and result in record.results]
-    return by_unit([r.results[result] for r in having], [r.values["subject"] for r in having])  # type: ignore[return-value]
+    return by_unit([r.results[result] for r in having], [r.values["subject"] for r in having])
 
 
 def _stop(number: int, frame: object) -> None:
