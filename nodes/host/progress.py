@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from typing import Any
 
@@ -69,8 +70,5 @@ def clock(seconds: float) -> str:
 
 def _server() -> Any:
     """The running PromptServer, or None outside of one."""
-    try:
-        from server import PromptServer
-    except ImportError:
-        return None
-    return getattr(PromptServer, "instance", None)
+    # No import: without a server it fails anew at each step, a tenth of a small model's.
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
