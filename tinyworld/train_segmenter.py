@@ -176,9 +176,8 @@ def shipped_vae() -> TinyVAE:
 
 
 def main() -> None:
-    importlib.import_module(
-        "devtools.start"
-    ).load_pack()  # what is taught here ships with the room that uses it, for tinyworld is not in the installed pack
+    # What is taught here ships with the room that uses it, for tinyworld is not in the installed pack.
+    importlib.import_module("devtools.start").load_pack()
     subject: Any = importlib.import_module("likeness.segmentation.subject")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(".tinyworld"), help="artwork and what is half done")
