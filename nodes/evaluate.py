@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.samplers
 from comfy_api.latest import io, ui
 
 from ..experiments.summary import summarise
@@ -13,7 +12,7 @@ from ..metrics.protocols import NAMES, OWN, own, published
 from ..metrics.rows import Rows, json_safe
 from .host.drawn import How
 from .host.evaluate import evaluate, subjects_of
-from .rows import seed_input
+from .rows import sampling_inputs, seed_input
 from .types import Dataset, LoraModel, MetricModel, Metrics
 
 
@@ -61,20 +60,7 @@ class LikenessEvaluate(io.ComfyNode):
                     tooltip="Of each prompt. 0: as many as the protocol has; own prompts: 4.",
                 ),
                 seed_input("Of each prompt's first picture; the next has the next seed. The same for all methods."),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of a picture."),
-                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free guidance."),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    default="euler",
-                    tooltip="The host's sampler, as in KSampler.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    default="normal",
-                    tooltip="The host's noise schedule, as in KSampler.",
-                ),
+                *sampling_inputs(),
                 io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Width in pixels."),
                 io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Height in pixels."),
                 MetricModel.Input(

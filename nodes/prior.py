@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.samplers
 from comfy_api.latest import io
 
-from .rows import seed_input
+from .rows import sampling_inputs, seed_input
 from .types import CLASS_PICTURES, GENERATED, PREDICTION, PRIOR_MODES, Dataset, Prior, PriorKeeping
 
 
@@ -57,20 +56,7 @@ class LikenessPriorPreservation(io.ComfyNode):
                     "DreamBooth used 200 and more.",
                 ),
                 seed_input("Of the pictures that are drawn."),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of a picture."),
-                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free guidance."),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    default="euler",
-                    tooltip="The host's sampler, as in KSampler.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    default="normal",
-                    tooltip="The host's noise schedule, as in KSampler.",
-                ),
+                *sampling_inputs(),
                 Dataset.Input(
                     "dataset",
                     optional=True,

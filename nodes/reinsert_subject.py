@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.samplers
 from comfy_api.latest import io, ui
 
 from ..segmentation.prompts import with_token
 from .host import reinsert
 from .host.conditioning import encode_text
-from .rows import seed_input
+from .rows import sampling_inputs, seed_input
 from .types import LoraModel, ReinsertOptions
 
 
@@ -63,20 +62,7 @@ class LikenessReinsertSubject(io.ComfyNode):
                     tooltip="How far the picture is noised before it is painted: more changes more.",
                 ),
                 seed_input("Of the noise; each further picture of a batch has one more."),
-                io.Int.Input("steps", default=30, min=1, max=1000, tooltip="Sampling steps."),
-                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free guidance."),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    default="euler",
-                    tooltip="The host's sampler, as in KSampler.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    default="normal",
-                    tooltip="The host's noise schedule, as in KSampler.",
-                ),
+                *sampling_inputs(30),
                 io.Image.Input(
                     "blurred",
                     optional=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.samplers
 from comfy_api.latest import io
 
 WEIGHTED = ("auto", "none", "debiased")
@@ -21,6 +22,27 @@ def alpha_input(tooltip: str) -> io.Input:
 def weighting_input(tooltip: str) -> io.Input:
     """weighting. Optional: prompts from before it was an input do not name it, and mean "none"."""
     return io.Combo.Input("weighting", optional=True, options=list(WEIGHTED), default="auto", tooltip=tooltip)
+
+
+def sampling_inputs(steps: int = 20) -> list[io.Input]:
+    """steps, cfg, sampler_name and scheduler of pictures that a node draws, as in the host's KSampler."""
+    sampler = comfy.samplers.KSampler
+    return [
+        io.Int.Input("steps", default=steps, min=1, max=1000, tooltip="Sampling steps of a picture."),
+        io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free guidance."),
+        io.Combo.Input(
+            "sampler_name",
+            options=sampler.SAMPLERS,
+            default="euler",
+            tooltip="The host's sampler, as in KSampler.",
+        ),
+        io.Combo.Input(
+            "scheduler",
+            options=sampler.SCHEDULERS,
+            default="normal",
+            tooltip="The host's noise schedule, as in KSampler.",
+        ),
+    ]
 
 
 def size_inputs() -> list[io.Input]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import comfy.samplers
 from comfy_api.latest import io
 
-from .rows import seed_input
+from .rows import sampling_inputs, seed_input
 from .types import SamplePrompts, Samples
 
 
@@ -32,20 +31,7 @@ class LikenessSamplePrompts(io.ComfyNode):
                 io.String.Input("negative", default="", tooltip="The negative prompt of all of them."),
                 seed_input("Seed of the noise. The same at each step, so that pictures of a run can be compared."),
                 io.Int.Input("every", default=100, min=1, max=1_000_000, tooltip="Draw after every N training steps."),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of a picture."),
-                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free guidance."),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    default="euler",
-                    tooltip="The host's sampler, as in KSampler.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    default="normal",
-                    tooltip="The host's noise schedule, as in KSampler.",
-                ),
+                *sampling_inputs(),
                 io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Width in pixels."),
                 io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Height in pixels."),
             ],

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.samplers
 from comfy_api.latest import io, ui
 
 from .host.drawn import How
 from .host.prior import TOGETHER
 from .host.token_prior import measure_prior, words_of
-from .rows import seed_input
+from .rows import sampling_inputs, seed_input
 from .types import MetricModel
 
 _SEEDS = 1 << 64
@@ -54,20 +53,7 @@ class LikenessTokenPrior(io.ComfyNode):
                     max=64,
                     tooltip="Of each word. 2 show nothing but a tendency; 4 to 8 tell differences from chance.",
                 ),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of a picture."),
-                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free guidance."),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    default="euler",
-                    tooltip="The host's sampler, as in KSampler.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    default="normal",
-                    tooltip="The host's noise schedule, as in KSampler.",
-                ),
+                *sampling_inputs(),
                 io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Width in pixels."),
                 io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Height in pixels."),
                 io.String.Input("negative", optional=True, default="", tooltip="The negative prompt of all pictures."),
