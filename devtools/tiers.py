@@ -1,7 +1,8 @@
 """Runs the test tiers; tells what each took, and ends with all counts in one line.
 
 One after the other, but for most of quality, the longest: small models gain little from a second thread, so where there
-are two cores its longest files run beside the others, and their output is shown when those are through.
+are two cores its longest files, and the browser's after them, run beside the others, and their output is shown when
+those are through.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .paths import ROOT, venv_python
 TIERS = ("lint", "unit", "host", "browser", "quality")
 CLOSING = re.compile(r"(\d+ (failed|passed|skipped|deselected|errors?)|no tests ran).* in [\d.]+s")
 ELSEWHERE = {"unit": ("host", "nodes", "browser", "quality"), "host": ("browser", "quality")}  # not even collected
-ASIDE = "quality"
+ASIDE, THEN = "quality", "browser"
 LONGEST = ("tests/quality/test_personalisation.py", "tests/quality/test_prompt_following.py")  # 4 of its 5 parts
 NO_TESTS = 5  # pytest's exit code
 COUNTS = re.compile(r"(\d+) (failed|passed|skipped|deselected|xfailed|xpassed|warnings?|errors?)")
@@ -88,18 +89,23 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def side_by_side(tiers: Sequence[str], extra: Sequence[str]) -> list[Outcome]:
-    """Quality's longest files on half of the cores, all else one after the other on the other half."""
+    """Quality's longest files and the browser on half of the cores, all else one after the other on the other half."""
     half, output = max(1, cores() // 2), Output(held=True)
     rest = [f"--ignore={file}" for file in LONGEST]
+
+    def beside() -> list[Outcome]:
+        longest = pytest_tier(f"{ASIDE} 1", ["-m", ASIDE, *LONGEST, *extra], bool(extra), half, output)
+        return [longest, *(run_tier(tier, extra, half, output) for tier in tiers if tier == THEN)]
+
     with ThreadPoolExecutor(1) as pool:
         install.say(f"tier: {ASIDE}, its longest beside the others; their output comes last")
-        aside = pool.submit(pytest_tier, f"{ASIDE} 1", ["-m", ASIDE, *LONGEST, *extra], bool(extra), half, output)
-        outcomes = [run_tier(tier, extra, half) for tier in tiers if tier != ASIDE]
+        aside = pool.submit(beside)
+        outcomes = [run_tier(tier, extra, half) for tier in tiers if tier not in (ASIDE, THEN)]
         install.say(f"tier: {ASIDE}, the rest")
         outcomes.append(pytest_tier(f"{ASIDE} 2", ["-m", ASIDE, *rest, *extra], bool(extra), half))
         install.say(f"tier: {ASIDE}, its longest")
         output.show()
-        return [*outcomes, aside.result()]
+        return [*outcomes, *aside.result()]
 
 
 def cores() -> int:
@@ -107,9 +113,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_tier(tier: str, extra: Sequence[str], threads: int = 0) -> Outcome:
+def run_tier(tier: str, extra: Sequence[str], threads: int = 0, output: Output | None = None) -> Outcome:
     """One tier, with the output shown; `threads` 0: as many as the libraries choose."""
-    install.say(f"tier: {tier}")
+    (output or Output()).write(f"== tier: {tier}\n".encode())
     if tier == "lint":
         start = time.monotonic()
         ok = lint.lint() == 0
@@ -119,7 +125,7 @@ def run_tier(tier: str, extra: Sequence[str], threads: int = 0) -> Outcome:
         print(f"\n{'!' * 100}\n!! the browser tier is {reason}\n{'!' * 100}\n", flush=True)
         return Outcome(tier, True, 0.0, reason)
     ignored = [f"--ignore=tests/{folder}" for folder in ELSEWHERE.get(tier, ())]
-    return pytest_tier(tier, ["-m", tier, *ignored, *extra], bool(extra), threads)
+    return pytest_tier(tier, ["-m", tier, *ignored, *extra], bool(extra), threads, output)
 
 
 def pytest_tier(

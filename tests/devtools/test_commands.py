@@ -112,8 +112,9 @@ def test_what_runs_aside_is_shown_when_the_others_are_through(capfd, monkeypatch
         return tiers.Outcome(tier, True, 1.0, "1 passed in 1.00s")
 
     monkeypatch.setattr(tiers, "pytest_tier", pytest_tier)
-    outcomes = tiers.side_by_side(["unit", "host", "quality"], [])
-    parts = ["unit", "host", "quality 2", "quality 1"]
+    monkeypatch.setattr(tiers.browser, "ensure_chromium", lambda: "chromium")
+    outcomes = tiers.side_by_side(["unit", "host", "browser", "quality"], [])
+    parts = ["unit", "host", "quality 2", "quality 1", "browser"]
     assert [outcome.tier for outcome in outcomes] == parts and all((ROOT / file).is_file() for file in tiers.LONGEST)
     lines = [line for line in capfd.readouterr().out.splitlines() if line.endswith((" begins", " ends"))]
     assert lines == [f"{tier} {what}" for tier in parts for what in ("begins", "ends")]
