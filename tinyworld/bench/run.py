@@ -42,7 +42,7 @@ def main(given: Sequence[str]) -> int:
     form = "short" if args.short else "long"
     runs.told(f"{form} form, {len(subjects)} subjects; {time.monotonic() - began:.0f} s in this call", rows, records)
     if not args.no_page:
-        command = "python -m tinyworld.bench" + (" --short" if args.short else "")
+        command = " ".join(["python -m tinyworld.bench", *given])
         of_merges = write_report(args.folder / "merges", together, ("method",), ("subject", "style"))
         results.write_page(rows, records, of_merges, subjects, form, command)
     return 1 if any(record.error for record in (*records, *together)) else 0
