@@ -72,7 +72,7 @@ def test_from_pictures_to_the_result_in_one_graph(client: Client, base: Path, ob
 def test_two_subjects_one_after_the_other(client: Client, base: Path, object_info: dict[str, Any]) -> None:
     """The first paints in the left half alone, the second in the right alone. Fails if the second node begins from the
     scene instead of from the first's result, or a mask reaches over."""
-    for name in ("panda", "peach"):
+    for name in ("duck", "peach"):
         write_references(name, base / "input" / f"likeness_{name}")
     graph = shortened("image_alchemy_two_subjects", object_info)
     first, second = of_class(graph, "LikenessReinsertSubject")
