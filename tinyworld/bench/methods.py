@@ -24,11 +24,11 @@ class Plan:
     """What a form of the bench runs.
 
     Attributes:
-        steps: of the curve of fidelity against editability; the method of `STEPS` steps is always among them.
+        steps: of the curve of fidelity against editability; `OVERFIT` is always among them, for Image-Alchemy.
         ranks: besides 16, at `STEPS` steps.
         priors: λ of DreamBooth's loss with class pictures that the model draws, at `prior_steps`.
         kinds: adapters besides LoRA, at `STEPS` steps.
-        scenes_modes: how Image-Alchemy puts the subject in, times two blurs.
+        scene_modes: how Image-Alchemy puts the subject in, times two blurs.
     """
 
     steps: tuple[int, ...]
