@@ -73,6 +73,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ("a sks dog in the snow", "sks", "dog", "a dog in the snow"),
         ("a photo of sks", "sks", "teddy bear", "a photo of teddy bear"),
         ("SKS on a sksophone", "sks", "cat", "cat on a sksophone"),
+        ("a sks on desks", "sks", "cat", "a cat on desks"),
         ("sks and sks cats", "sks", "cat", "cat and cat cats"),
         ("<new1> toy, a <new1>", "<new1>", "toy", "toy, a toy"),
         ("a dog", "", "", "a dog"),
