@@ -101,3 +101,20 @@ def test_the_page_says_whether_the_published_order_of_priors_shows(priors: dict[
     said = results.published(summarise(found, ("family", "method"), ("subject",)), found)
     assert ("The same order at its ends" in said) is shows
     assert ("does not show" in said) is not shows
+
+
+def test_differences_are_of_the_same_subjects() -> None:
+    """By hand: +.1 and +.3 against the same subject's plain LoRA. Fails if means over other subjects are compared, which
+    would give −.2, or a difference of one subject is printed as if it had an interval."""
+    plain = {"a": 0.2, "b": 0.4, "c": 0.9}
+    truth = {methods.PLAIN_LORA: plain, "sure": {"a": 0.3, "b": 0.5}, "unsure": {"a": 0.3, "b": 0.7}, "one": {"a": 0.9}}
+    found = [
+        Record(f"{name}{subject}", {"method": name, "subject": subject}, "done", results={"truth": value})
+        for name, of in truth.items()
+        for subject, value in of.items()
+    ]
+    page = "\n".join(results.against(found))
+    assert "| sure | **+0.100 [+0.100, +0.100]** |" in page
+    assert "| unsure | +0.200 [-1.071, +1.471] |" in page  # t of .975 at one degree of freedom, 12.71, times .1
+    assert "| one |" not in page and f"| {methods.PLAIN_LORA} |" not in page
+    assert results.against([record for record in found if record.values["method"] != methods.PLAIN_LORA]) == []

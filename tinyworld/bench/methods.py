@@ -16,7 +16,8 @@ from .protocol import PLAIN, SCENES, draw_all
 TRAIN, ADAPTIVE = "LikenessTrainLoRA", "LikenessTrainAdaptiveLoRA"
 RATE = 1e-3  # of attention on tiny-unet, constant, so that steps are steps of one run
 STEPS, OVERFIT = 200, 400
-OVERFITTED = f"LoRA, {OVERFIT} steps"  # the method whose LoRA Image-Alchemy uses
+PLAIN_LORA, OVERFITTED = (f"LoRA, {n} steps" for n in (STEPS, OVERFIT))
+"""What the others are compared with, and the method whose LoRA Image-Alchemy uses."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from .graphs import Graph, draw, features, judge, node
 
 PICTURES = 2  # of a prompt
 OTHERS = 8  # subjects of pretraining, a picture each
-SCORING = "bench 2"  # another text when `score` changes
+SCORING = "bench 3"  # another text when `score` changes
 MOST_DB = 40.0  # a plain colour to within a hundredth; more says nothing
 REACH = 2  # pixels around the subject that belong to neither region
 

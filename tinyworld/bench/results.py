@@ -13,13 +13,14 @@ from ...experiments.statistics import Estimate, difference
 from ...experiments.store import Record
 from ...lora.atomic import write_whole
 from . import runs
-from .methods import OVERFITTED
+from .methods import OVERFITTED, PLAIN_LORA
 
 PAGE = Path(__file__).resolve().parent.parent / "RESULTS.md"
 PLOT = PAGE.with_name("results.png")
 WHOLE = ("fidelity", "truth", "prompt", "kept", "megabytes", "seconds")
 SCENE = ("scene truth", "scene subject", "scene background", "scene prompt")
 MERGED = ("truth", "subject similarity", "style similarity", "megabytes")
+COMPARED = ("truth", "prompt", "kept", "scene subject", "scene prompt")
 DIGITS = {"scene background": 1, "megabytes": 2, "seconds": 0}
 PUBLISHED_PRIORS = "λ .25 best of {.25, .5, .75, 1} by DINO (.588), 1.0 worst (.462)"
 
@@ -44,6 +45,7 @@ def write_page(
         "## In scenes that no reference shows",
         _SCENES,
         _table(rows, SCENE),
+        *against(records),
         *(["## Subject and style in one LoRA", _MERGES, _table(merged, MERGED)] if merged else []),
         "## Fidelity against editability",
         f"![Subject truth over prompts followed]({PLOT.name})",
@@ -69,6 +71,10 @@ _SCENES = (
     "the right style on the right colour."
 )
 
+_PAIRED = (
+    "Mean difference of the same subjects [95% interval over subjects]; bold where the interval leaves out 0. No "
+    "correction for the number of rows: of twenty bold figures one is bold by chance."
+)
 _MERGES = (
     "A subject's LoRA and a held-out style's; *truth*: to the TRUE picture of that subject in that style. Joint "
     "training, and why the published order does not show: `benchmarks/README.md`, compare_merges.py."
@@ -116,6 +122,7 @@ def published(rows: Sequence[table.Row], records: Sequence[Record]) -> str:
         lines.append(
             f"- **Prior weight** (published: {PUBLISHED_PRIORS}). Here, by fidelity: "
             + ", ".join(f"{name.split('prior ')[1].split(',')[0]} {priors[name]:.3f}" for name in order)
+            + (f"; without, λ 0, {means[OVERFITTED]['fidelity'].mean:.3f}" if OVERFITTED in means else "")
             + (". The same order at its ends." if shows else ". **The published order does not show.**")
         )
     lines += _alchemy(means, records)
@@ -141,6 +148,27 @@ def _alchemy(means: Mapping[str, Mapping[str, Estimate]], records: Sequence[Reco
     return lines
 
 
+def against(records: Sequence[Record]) -> list[str]:
+    """The section on differences by subject from the plain LoRA; nothing where that was not run."""
+    methods = list(dict.fromkeys(str(record.values["method"]) for record in records))
+    if PLAIN_LORA not in methods:
+        return []
+    lines = [f"| method | {' | '.join(COMPARED)} |", f"|{' --- |' * (len(COMPARED) + 1)}"]
+    for name in methods:
+        cells = []
+        for column in COMPARED if name != PLAIN_LORA else ():
+            own, plain = (runs.by_subject(records, each, column) for each in (name, PLAIN_LORA))
+            if len(own.keys() & plain.keys()) < 2:
+                cells.append("–")
+                continue
+            paired = difference(own, plain)
+            text = f"{paired.mean:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
+            cells.append(text if paired.low <= 0 <= paired.high else f"**{text}**")
+        if set(cells) - {"–"}:
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [f"## Less {PLAIN_LORA}, by subject", _PAIRED, "\n".join(lines)]
+
+
 def _is_curve(name: str) -> bool:
     return name.startswith("LoRA, ") and name.count(",") == 1
 
@@ -158,10 +186,12 @@ def tradeoff(rows: Sequence[table.Row]) -> bytes:
         for row in rows:
             if x in row.figures and "truth" in row.figures:
                 name = str(row.values["method"])
-                group = "steps" if _is_curve(name) else "prior λ" if "prior" in name else "other"
-                groups[group].append((row.figures[x].mean, row.figures["truth"].mean, name))
+                point = (row.figures[x].mean, row.figures["truth"].mean, name)
+                groups["steps" if _is_curve(name) else "prior λ" if "prior" in name else "other"].append(point)
+                if name == OVERFITTED:
+                    groups["prior λ"].append((*point[:2], ""))  # λ 0
         for number, (group, points) in enumerate(groups.items()):
-            if points:
+            if len(points) > (group == "prior λ"):  # λ 0 alone is no curve
                 line = "" if group == "other" else "-"
                 axes.plot([p[0] for p in points], [p[1] for p in points], f"o{line}", color=f"C{number}", label=group)
             for px, py, name in points:
