@@ -104,8 +104,8 @@ def test_the_page_says_whether_the_published_order_of_priors_shows(priors: dict[
 
 
 def test_differences_are_of_the_same_subjects() -> None:
-    """By hand: +.1 and +.3 against the same subject's plain LoRA. Fails if means over other subjects are compared, which
-    would give −.2, or a difference of one subject is printed as if it had an interval."""
+    """By hand: +.1 and +.3 against the same subject's plain LoRA. Fails if means over other subjects are compared,
+    which would give −.2, or a difference of one subject is printed as if it had an interval."""
     plain = {"a": 0.2, "b": 0.4, "c": 0.9}
     truth = {methods.PLAIN_LORA: plain, "sure": {"a": 0.3, "b": 0.5}, "unsure": {"a": 0.3, "b": 0.7}, "one": {"a": 0.9}}
     found = [
