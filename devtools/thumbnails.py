@@ -117,6 +117,7 @@ def cards() -> dict[str, Image.Image]:
         "find_token": card([shown("doughnut", "noto"), shown("unicorn", "twemoji")], "a word", "that\nmeans\nnothing"),
         "image_alchemy": card([shown("panda", "noto"), shown("panda", "twemoji")], "yours", "in the\nmodel's\nscene"),
         "image_alchemy_two_subjects": card([shown("duck", "noto"), shown("peach", "noto")], "two", "in one\npicture"),
+        "compare_methods": card(doughnut, "yours", "which\nway is\nbest?"),
         "evaluate_subject": card(doughnut, "yours", "did it\nwork?"),
         "merge_report": card([shown("bat", "noto"), shown("bear", "noto-v1")], "two LoRAs", "who\nrules\nwhere"),
     }

@@ -158,7 +158,7 @@ def object_info(server: Any) -> dict[str, object]:
 def transformers4() -> dict[str, str]:
     """The environment of a process that imports transformers 4 (and its tokenizers) instead of the installed one.
 
-    Run a test file once more in it, in one process: see tests/segmentation/test_transformers4.py.
+    Run a test file once more in it, in one process: see tests/segmentation/test_older_transformers.py.
     """
     from likeness.devtools.paths import TRANSFORMERS4
 
