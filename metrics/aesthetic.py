@@ -23,11 +23,11 @@ _NUMBERS = (0, 2, 4, 6, 7)  # of the layers in the file; what is between is drop
 
 
 class AestheticHead(nn.Module):
-    """(N, 768) -> (N,). Names are those of the published file."""
+    """(N, width) -> (N,). Names are those of the published file. ImageReward's head is built alike."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTHS[0]) -> None:
         super().__init__()
-        places = dict(zip(_NUMBERS, itertools.pairwise(WIDTHS), strict=True))
+        places = dict(zip(_NUMBERS, itertools.pairwise((width, *WIDTHS[1:])), strict=True))
         self.layers = nn.Sequential(
             *(nn.Linear(*places[number]) if number in places else nn.Identity() for number in range(_NUMBERS[-1] + 1))
         )

@@ -6,6 +6,7 @@ layout               files                                           read by
 transformers         config.json (``model_type``), model.safetensors the host's transformers, 4.50 up to 5.x
 open_clip            open_clip_config.json, open_clip_model.…        open_clip_torch (optional)
 timm                 config.json (``architecture``), model.…         timm (optional)
+ImageReward          ImageReward.pt, med_config.json, vocab.txt      the host's transformers, 4.50 up to 5.x
 ===================  ==============================================  =====================================
 
 A folder that has two layouts is read by the first. Nothing is downloaded, and no code of a folder is run.
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 AUTO, CLIP, SIGLIP, DINO, DINOV2 = "auto", "CLIP", "SigLIP", "DINO", "DINOv2"
 FAMILIES = (AUTO, CLIP, DINO, DINOV2, SIGLIP)
+IMAGE_REWARD = "ImageReward"
 SUBJECT_METRICS = {CLIP: "clip_i", DINO: "dino", DINOV2: "dinov2"}
 PICKLED = ("pytorch_model.bin",)
 EXAMPLES = {
@@ -115,6 +117,10 @@ def recognise(folder: Path, family: str = AUTO) -> Backbone:
     if not folder.is_dir():
         what = "is a single file" if folder.is_file() else "is not there"
         raise ValueError(f"{folder} {what}; {wanted(family)}")
+    from . import image_reward_files
+
+    if image_reward_files.here(folder):
+        return image_reward_files.image_reward_backbone(folder, family)
     config = _config(folder / "config.json")
     if "model_type" in config and _weights(folder, ("model.safetensors", "model.safetensors.index.json", *PICKLED)):
         from .backbone_transformers import transformers_backbone

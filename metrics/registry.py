@@ -12,6 +12,7 @@ from .clip_score import clip_score, clip_t, clip_t_all_pairs
 from .face_similarity import mean_face_similarity
 from .faces import face_distance, face_distance_of_means, faceless_share
 from .fid import fid_distance
+from .image_reward import image_reward
 from .inception_score import mean_inception_score
 from .judge import average_good, average_style, average_subject, best_of_n, first_good
 from .kid import kid_distance
@@ -34,7 +35,7 @@ class Metric:
     range: tuple[float, float]
     direction: Literal["higher", "lower"]
     summary: str
-    takes: Literal["pictures", "features", "faces", "judgement", "pairs"] = "pictures"
+    takes: Literal["pictures", "features", "faces", "judgement", "pairs", "prompts"] = "pictures"
 
 
 METRICS: dict[str, Metric] = {
@@ -84,6 +85,13 @@ METRICS: dict[str, Metric] = {
     ),
     "aesthetic": Metric(
         mean_aesthetic, (-_INFINITE, _INFINITE), "higher", "predicted liking, about 1 to 10 (LAION's head)", "features"
+    ),
+    "image_reward": Metric(
+        image_reward,
+        (-_INFINITE, _INFINITE),
+        "higher",
+        "predicted preference for the picture, given its prompt, about −2 to 2",
+        "prompts",
     ),
     "face_distance": Metric(
         face_distance, (0.0, 2.0), "lower", "mean distance of generated faces to the references' mean", "faces"

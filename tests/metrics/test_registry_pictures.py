@@ -37,6 +37,7 @@ CASES: dict[str, Callable[[bool], tuple[Any, ...]]] = {
     "clip_t": lambda good: (EYE[:1], EYE[:1] if good else -EYE[:1]),
     "clip_t_all_pairs": lambda good: (EYE[:1], EYE if good else -EYE),
     "clip_score": lambda good: (EYE[:1], EYE[:1] if good else -EYE[:1]),
+    "image_reward": lambda good: (colour(1, 0, 0), ["red"], lambda _, prompts: torch.tensor([1.0 if good else -1.0])),
     "ssim": lambda good: pair(0.1 if good else 0.9),
     "psnr": lambda good: pair(0.1 if good else 0.9),
     "lpips": lambda good: (*pair(0.1 if good else 0.9), lambda a, b: (a - b).abs().mean((1, 2, 3))),
