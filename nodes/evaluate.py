@@ -70,7 +70,9 @@ class LikenessEvaluate(io.ComfyNode):
                 ),
                 MetricModel.Input("subject_model_2", optional=True, tooltip="Another one; it gets its own column."),
                 MetricModel.Input(
-                    "prompt_model", optional=True, tooltip="Scores how well each picture shows its prompt: a CLIP."
+                    "prompt_model",
+                    optional=True,
+                    tooltip="Scores how well each picture shows its prompt: a CLIP, or ImageReward.",
                 ),
                 io.Image.Input("references", optional=True, tooltip="Pictures of the subject to compare with."),
                 Dataset.Input(

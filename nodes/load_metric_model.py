@@ -12,7 +12,7 @@ from .types import MetricModel
 
 
 class LikenessLoadMetricModel(io.ComfyNode):
-    """A folder of CLIP, DINO, DINOv2, SigLIP or any of timm's, or the built-in network -> METRIC_MODEL."""
+    """A folder of CLIP, DINO, DINOv2, SigLIP, any of timm's or ImageReward, or the built-in network -> METRIC_MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -21,15 +21,17 @@ class LikenessLoadMetricModel(io.ComfyNode):
             node_id="LikenessLoadMetricModel",
             display_name="Load Metric Model (Likeness)",
             category="Likeness/metrics",
-            description="Loads the network that scores pictures: CLIP, DINO, DINOv2, SigLIP or any of timm's from a "
-            "folder in models/metrics, or a small one that needs no download where its package is installed.",
+            description="Loads the network that scores pictures: CLIP, DINO, DINOv2, SigLIP, any of timm's or "
+            "ImageReward from a folder in models/metrics, or a small one that needs no download where its package is "
+            "installed.",
             inputs=[
                 io.Combo.Input(
                     "model",
                     options=model_names(),
                     default=BUILT_IN,
                     tooltip="Folders below models/metrics (and models/clip_vision), as on huggingface.co: config.json "
-                    "and model.safetensors; open_clip's and timm's layouts, too.",
+                    "and model.safetensors; open_clip's and timm's layouts, too. ImageReward: ImageReward.pt, "
+                    "med_config.json and BERT's vocab.txt.",
                 ),
                 io.Combo.Input(
                     "family",

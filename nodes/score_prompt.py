@@ -16,7 +16,7 @@ COSINE, SCALED = SCORES = ("cosine", "2.5 · max(cos, 0)")
 
 
 class LikenessScorePrompt(io.ComfyNode):
-    """Pictures and prompts -> CLIP-T."""
+    """Pictures and prompts -> CLIP-T, or ImageReward."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -25,11 +25,16 @@ class LikenessScorePrompt(io.ComfyNode):
             node_id="LikenessScorePrompt",
             display_name="Score Prompt (Likeness)",
             category="Likeness/metrics",
-            description="How well each picture shows what its prompt says: CLIP-T, the cosine of CLIP's embeddings.",
+            description="How well each picture shows what its prompt says: CLIP-T, the cosine of CLIP's embeddings, or "
+            "ImageReward, how much people would like the picture for its prompt.",
             is_output_node=True,
             inputs=[
                 io.Image.Input("pictures", tooltip="Generated pictures."),
-                MetricModel.Input("metric_model", tooltip="A CLIP or SigLIP, e.g. openai/clip-vit-base-patch32."),
+                MetricModel.Input(
+                    "metric_model",
+                    tooltip="A CLIP or SigLIP, e.g. openai/clip-vit-base-patch32; or ImageReward, which gives its own "
+                    "score.",
+                ),
                 io.String.Input(
                     "prompts",
                     multiline=True,
@@ -51,7 +56,8 @@ class LikenessScorePrompt(io.ComfyNode):
                 io.Combo.Input(
                     "score",
                     options=list(SCORES),
-                    tooltip="cosine: as DreamBooth's tables. 2.5 · max(cos, 0): CLIPScore of Hessel et al.",
+                    tooltip="cosine: as DreamBooth's tables; with ImageReward, its reward. 2.5 · max(cos, 0): "
+                    "CLIPScore of Hessel et al.",
                 ),
                 *label_inputs(),
             ],

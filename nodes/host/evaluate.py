@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_patcher
-import torch
 from torch import Tensor
 
-from ...metrics.clip_score import prompt_cosines
 from ...metrics.costs import lora_rows, time_row
 from ...metrics.protocols import Prompt, Protocol, picture_seeds, prompts_of
 from ...metrics.rows import Row
@@ -21,6 +19,7 @@ from .drawn import Asked, How, draw_pictures
 from .interrupt import Interrupt, InterruptProcessingException
 from .previews import grid
 from .progress import Reporter
+from .prompt_scores import PromptScorer, prompt_scorer
 from .scores import as_pictures
 
 
@@ -124,7 +123,7 @@ def evaluate(
         seed: of the first picture of each prompt; the next has the next one.
         by_class: draw with the class noun in place of the trigger.
         subject_models: MetricModels; each scores every picture against its subject's references.
-        prompt_model: a MetricModel with a text encoder, or None.
+        prompt_model: a MetricModel with a text encoder, ImageReward's RewardModel, or None.
         lora: whose size stands beside the scores.
 
     Raises:
@@ -145,7 +144,7 @@ def evaluate(
 
     # First what the networks may refuse: nobody wants to hear of it after an hour of drawing.
     references = [{one.name: reference_features(model, one.references) for one in subjects} for model in subject_models]
-    encoded = {} if prompt_model is None else _encoded(prompt_model, [each.scored for _, each in asked])
+    scorer = None if prompt_model is None else prompt_scorer(prompt_model, [each.scored for _, each in asked])
     jobs = [Asked(each.drawn, seeds) for _, each in asked]
     found, batches = draw_pictures(patcher, clip, vae, jobs, how, reporter.text, drawn)
     reporter.text(f"scoring {total} pictures")
@@ -153,8 +152,8 @@ def evaluate(
     rows: list[Row] = []
     for model, known in zip(subject_models, references, strict=True):
         rows += _subject_rows(model, known, found, labels, method, step)
-    if prompt_model is not None:
-        rows += _prompt_rows(prompt_model, encoded, found, labels, method, step)
+    if prompt_model is not None and scorer is not None:
+        rows += _prompt_rows(prompt_model.description, scorer, found, labels, method, step)
     rows.append(time_row(batches, method, step, how.line(patcher.load_device)))
     if lora is not None:
         rows += lora_rows(lora, method, step)
@@ -182,13 +181,6 @@ def _check(subjects: Sequence[Subject], subject_models: Sequence[Any], prompt_mo
         raise ValueError(f"There are no pictures of {bare[0]!r} to compare with: wire references or a dataset.")
 
 
-def _encoded(model: Any, prompts: Sequence[str]) -> dict[str, tuple[Tensor, str]]:
-    """Prompt -> (its direction, a note if it was cut)."""
-    texts = list(dict.fromkeys(prompts))
-    rows, notes = model.cut_text_features(texts)
-    return {text: (row, note) for text, row, note in zip(texts, rows, notes, strict=True)}
-
-
 def _subject_rows(
     model: Any, references: Mapping[str, Tensor], found: Tensor, labels: Labels, method: str, step: int | None
 ) -> list[Row]:
@@ -202,16 +194,15 @@ def _subject_rows(
 
 
 def _prompt_rows(
-    model: Any, encoded: Mapping[str, tuple[Tensor, str]], found: Tensor, labels: Labels, method: str, step: int | None
+    model: str, scorer: PromptScorer, found: Tensor, labels: Labels, method: str, step: int | None
 ) -> list[Row]:
-    texts = torch.stack([encoded[prompt.scored][0] for _, prompt, _, _ in labels])
-    cosines = prompt_cosines(model.features(found.movedim(-1, 1)), texts).tolist()
+    values = scorer.scores(found.movedim(-1, 1), [prompt.scored for _, prompt, _, _ in labels]).tolist()
     return [
         Row(
-            "clip_t", value, method, one.name, prompt.scored, seed, step, number, model.description,
-            encoded[prompt.scored][1],
+            scorer.metric, value, method, one.name, prompt.scored, seed, step, number, model,
+            scorer.notes[prompt.scored],
         )
-        for value, (one, prompt, number, seed) in zip(cosines, labels, strict=True)
+        for value, (one, prompt, number, seed) in zip(values, labels, strict=True)
     ]  # fmt: skip
 
 

@@ -14,9 +14,10 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ...metrics.backbones import Backbone, Tower, recognise, wanted
+from ...metrics.backbones import IMAGE_REWARD, Backbone, Tower, recognise, wanted
 from ...metrics.builtin import FOR_TINY, lite0_backbone
 from ...metrics.embed import Embedder
+from ...metrics.image_reward_files import FILES as REWARD_FILES
 from .managed import kept
 from .network_folders import folder_stamp
 from .scores import metric_folders
@@ -25,6 +26,7 @@ BUILT_IN = "EfficientNet-Lite0 (built in)"
 BUILT_IN_TINY = "EfficientNet-Lite0 for pictures of 64 pixels (built in)"
 BUILT_INS = {BUILT_IN: None, BUILT_IN_TINY: FOR_TINY}
 BATCH = 16
+_TELLING = ("config.json", "open_clip_config.json", *REWARD_FILES)
 _MEMORY = 1024**3  # 16 pictures of 224 through ViT-L
 _MOST = 20_000
 _known: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
@@ -58,7 +60,7 @@ class MetricModel:
         """
         if len(pictures) == 0:
             raise ValueError("there are no pictures to score; at least one is needed")
-        keys = [(*self._key, _hash(picture)) for picture in pictures]
+        keys = [(*self._key, picture_hash(picture)) for picture in pictures]
         first: dict[tuple[Any, ...], int] = {}
         for place, key in enumerate(keys):
             first.setdefault(key, place)
@@ -70,7 +72,7 @@ class MetricModel:
         found = {}
         if places:
             chosen = pictures[places] if isinstance(pictures, Tensor) else [pictures[place] for place in places]
-            found = dict(zip((keys[place] for place in places), self.embedder(chosen, _counter(bar)), strict=True))
+            found = dict(zip((keys[place] for place in places), self.embedder(chosen, counter(bar)), strict=True))
         rows = torch.stack([found[key] if key in found else _known[key] for key in keys])
         for key in first:
             _known[key] = found[key].clone() if key in found else _known[key]
@@ -90,7 +92,7 @@ class MetricModel:
     def cut_text_features(self, prompts: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
         """Prompts -> (B, D), and a note a prompt: empty, or that it was longer than the network reads."""
         comfy.model_management.throw_exception_if_processing_interrupted()
-        rows, cut = self.embedder.texts(prompts, _counter(None))
+        rows, cut = self.embedder.texts(prompts, counter(None))
         limit = self.embedder.limit() if any(cut) else 0
         return rows, tuple(f"prompt cut to {limit} tokens" if one else "" for one in cut)
 
@@ -114,7 +116,10 @@ def metric_model(name: str, family: str) -> MetricModel:
             return backbone.load()
 
     managed = kept(backbone.files, backbone.description, make)
-    return MetricModel(backbone, lambda: managed.loaded(_MEMORY))
+    kind = MetricModel
+    if backbone.family == IMAGE_REWARD:
+        from .reward_model import RewardModel as kind  # it is a MetricModel, and so needs this module
+    return kind(backbone, lambda: managed.loaded(_MEMORY))
 
 
 def model_names() -> list[str]:
@@ -129,13 +134,13 @@ def model_stamp(name: str) -> str:
 
 
 def metric_networks() -> dict[str, Path]:
-    """Name -> folder of what lies below models/metrics and models/clip_vision and has a configuration."""
+    """Name -> folder of what lies below models/metrics and models/clip_vision and looks like a network."""
     places = [("metrics", place) for place in metric_folders()]
     places += [("clip_vision", Path(place)) for place in folder_paths.get_folder_paths("clip_vision")]
     found: dict[str, Path] = {}
     for kind, place in places:
         for path in (*_folders(place), *(inner for outer in _folders(place) for inner in _folders(outer))):
-            if any((path / name).is_file() for name in ("config.json", "open_clip_config.json")):
+            if any((path / name).is_file() for name in _TELLING):
                 name = path.relative_to(place).as_posix()
                 found.setdefault(name if kind == "metrics" else f"{kind}/{name}", path)
     return dict(sorted(found.items()))
@@ -148,14 +153,17 @@ def _folders(place: Path) -> list[Path]:
         return []
 
 
-def _hash(picture: Tensor) -> bytes:
+def picture_hash(picture: Tensor) -> bytes:
+    """Of its numbers and its shape."""
     data = picture.detach().to("cpu", torch.float32).contiguous().numpy()
     digest = hashlib.blake2b(str(tuple(picture.shape)).encode(), digest_size=16)
     digest.update(data)
     return digest.digest()
 
 
-def _counter(bar: Any) -> Callable[[int], None]:
+def counter(bar: Any) -> Callable[[int], None]:
+    """What embedding calls after each batch: a cancel is seen, and the host's progress bar counted on."""
+
     def done(count: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if bar is not None:

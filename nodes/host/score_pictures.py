@@ -26,6 +26,8 @@ from ...metrics.rows import Row
 from ...metrics.similarity import cosine_similarities
 from .managed import Managed, kept
 from .metric_model import MetricModel
+from .prompt_scores import prompt_scorer
+from .reward_model import RewardModel
 from .scores import Labels, in_batches, metric_folders, network_files
 
 OFF = "off"
@@ -52,23 +54,29 @@ def prompt_rows(
     """
     if scaled and pairing == "all pairs":
         raise ValueError("2.5 · max(cos, 0) is defined for matched pairs: choose the cosine, or matched")
-    if pairing == "matched" and len(prompts) not in (1, len(pictures)):
+    if isinstance(model, RewardModel) and (scaled or pairing == "all pairs"):
+        raise ValueError(
+            "ImageReward has one score, of each picture with its own prompt: set pairing to matched and score to cosine"
+        )
+    if pairing == "all pairs":
+        texts = list(dict.fromkeys(prompts))
+        encoded, cut = model.cut_text_features(texts)
+        each = encoded[[texts.index(text) for text in prompts]]
+        cosines = prompt_cosines(model.features(pictures), each, pairing)
+        note = next((note for note in cut if note), "")
+        rows = labels.per_picture("clip_t_all_pairs", cosines.tolist(), model.description, "")
+        return [replace(row, note=note) for row in rows]
+    if len(prompts) not in (1, len(pictures)):
         raise ValueError(
             f"there are {len(pictures)} pictures and {len(prompts)} prompts: write one for all, or one a picture, each "
             "on a line of its own"
         )
-    texts = list(dict.fromkeys(prompts))
-    encoded, cut = model.cut_text_features(texts)
-    of = {text: number for number, text in enumerate(texts)}
-    cosines = prompt_cosines(model.features(pictures), encoded[[of[text] for text in prompts]], pairing)
-    metric = "clip_t_all_pairs" if pairing == "all pairs" else "clip_score" if scaled else "clip_t"
-    values = clip_score_of(cosines) if scaled else cosines
-    rows = labels.per_picture(metric, values.tolist(), model.description, "")
-    if pairing == "all pairs":
-        note = next((note for note in cut if note), "")
-        return [replace(row, note=note) for row in rows]
+    scorer = prompt_scorer(model, prompts)
     own = list(prompts) * (len(pictures) if len(prompts) == 1 else 1)
-    return [replace(row, prompt=text, note=cut[of[text]]) for row, text in zip(rows, own, strict=True)]
+    values = scorer.scores(pictures, own)
+    metric, values = ("clip_score", clip_score_of(values)) if scaled else (scorer.metric, values)
+    rows = labels.per_picture(metric, values.tolist(), model.description, "")
+    return [replace(row, prompt=text, note=scorer.notes[text]) for row, text in zip(rows, own, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from likeness.devtools import tiny_backbones as tiny
+from likeness.devtools import tiny_image_reward
 from likeness.experiments.client import Client, RunFailed
 from likeness.metrics.backbones import recognise
 from likeness.metrics.embed import embedder
+from likeness.metrics.image_reward import ImageReward
 from likeness.metrics.region import subject_regions
 
 PROMPTS = ["a dog", "a cat on a very long mat in the sun"]
@@ -30,6 +32,7 @@ def library(base: Path) -> Path:
     tiny.dinov2(base / "models" / "clip_vision" / "dinov2-tiny")
     tiny.open_clip(folder / "tiny-open-clip")
     tiny.timm(folder / "tiny-timm")
+    tiny_image_reward.image_reward(folder / "ImageReward")
     (tiny.dino(folder / "broken") / "model.safetensors").write_bytes(b"<html>")
     chance = np.random.default_rng(0)
     for name, size in (("red", (48, 64)), ("blue", (48, 64)), ("other", (40, 40))):
@@ -93,6 +96,20 @@ def test_prompts_are_scored_as_the_library_does(client: Client, base: Path, libr
     rows = scored(client, "LikenessScorePrompt", prompt(pairing="all pairs"))
     assert [row["value"] for row in rows] == pytest.approx((pictures @ texts.T).mean(1).tolist(), abs=1e-4)
     assert rows[0]["metric"] == "clip_t_all_pairs"
+
+
+def test_image_reward_is_a_metric_model(client: Client, base: Path, library: Path) -> None:
+    """From its folder to /history. Fails where the loader does not list it, rewards are of other pairs, or a node that
+    needs a direction does not say so."""
+    backbone = recognise(library / "ImageReward")
+    network = backbone.load()
+    judge = ImageReward(backbone, lambda: network)  # type: ignore[arg-type, return-value]
+    pictures = torch.cat([picture(base, name) for name in ("red", "blue")])
+    rows = scored(client, "LikenessScorePrompt", prompt(method="ours"), model="ImageReward")
+    assert [row["value"] for row in rows] == pytest.approx(judge(pictures, PROMPTS).tolist(), abs=1e-4)
+    assert {(row["metric"], row["model"]) for row in rows} == {("image_reward", "ImageReward, 224 bicubic, crop 224")}
+    with pytest.raises(RunFailed, match="together with its prompt"):
+        client.run(graph("LikenessScoreSubject", subject(), model="ImageReward"))
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,36 @@ def test_every_picture_is_the_ksamplers_and_is_scored_under_its_own_labels(world
     assert [row.metric for row in found.rows[24:]] == ["seconds_a_picture"] and found.rows[24].value > 0  # type: ignore[operator]
 
 
+def test_image_reward_judges_each_picture_with_its_own_prompt(
+    world: Any, comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without references. Fails where rows are called clip_t, a picture is judged with another prompt, a cut is not
+    told, or an unreadable prompt is told only after drawing."""
+    from likeness.devtools import tiny_image_reward as tiny
+    from likeness.metrics.backbones import recognise
+    from likeness.metrics.image_reward import ImageReward
+    from likeness.nodes.host import evaluate
+    from likeness.nodes.host.evaluate import Subject
+    from likeness.nodes.host.reward_model import RewardModel
+
+    backbone = recognise(tiny.image_reward(tmp_path / "ImageReward"))
+    network = backbone.load()
+    model = RewardModel(backbone, lambda: network)
+    long = "the {class} " + "the " * 40
+    found = run(world, f"a {{class}}\n{long}", [Subject("one", "", "cat", ())], prompt_model=model, subject_models=[])
+    rows = [row for row in found.rows if row.metric == "image_reward"]
+    judge = ImageReward(backbone, lambda: network, 1)  # type: ignore[arg-type, return-value]
+    want = judge(found.pictures.movedim(-1, 1), [*["a cat"] * 3, *[long.format(**{"class": "cat"}).strip()] * 3])
+    assert [row.value for row in rows] == pytest.approx(want.tolist(), abs=1e-4)
+    assert [row.note for row in rows] == [""] * 3 + ["prompt cut to 35 tokens"] * 3
+    assert {row.metric for row in found.rows} == {"image_reward", "seconds_a_picture"}
+    (tmp_path / "ImageReward" / "vocab.txt").write_text("a")
+    broken = RewardModel(backbone, lambda: network)
+    monkeypatch.setattr(evaluate, "draw_pictures", None)  # nothing is drawn
+    with pytest.raises(ValueError, match="it is not the vocabulary"):
+        run(world, "a {class}", [Subject("one", "", "cat", ())], prompt_model=broken, subject_models=[])
+
+
 def test_a_cancelled_run_goes_on_where_it_was(world: Any, comfy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if what was drawn is lost, drawn again, or taken for another model's, prompt's or seed's."""
     import comfy.model_management as management
