@@ -12,8 +12,11 @@ features makes the work smaller; of larger sets F is a Cholesky factor. All in f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from scipy.linalg import eigvalsh, lapack
 from torch import Tensor
 
 from .sets import check_sets, halves
@@ -78,9 +81,7 @@ def fid_distance(generated: Tensor, references: Tensor) -> float:
     if min(len(rows_1), len(rows_2)) <= rows_1.shape[1]:
         roots = torch.linalg.svdvals(rows_1 @ rows_2.T)
     else:  # half the time of singular values; what it loses, √ε of the largest root, is 1e-8
-        factor = _cholesky(rows_1)
-        inside = factor @ (rows_2.T @ rows_2) @ factor.T
-        roots = torch.linalg.eigvalsh((inside + inside.T) / 2).clamp_min(0).sqrt()
+        roots = torch.from_numpy(_eigenvalues(rows_1.cpu().numpy(), rows_2.cpu().numpy())).clamp_min(0).sqrt()
     return _total((mean_1 - mean_2).square().sum(), rows_1, rows_2, roots)
 
 
@@ -109,13 +110,17 @@ def _centred(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (features - mean) / (len(features) - 1) ** 0.5
 
 
-def _cholesky(rows: Tensor) -> Tensor:
-    """R (D, D) with RᵀR = FᵀF."""
-    factor: Tensor
-    factor, failed = torch.linalg.cholesky_ex(rows.T @ rows, upper=True)
-    if int(failed):  # a feature that never changes
-        factor = torch.linalg.qr(rows, mode="r")[1]
-    return factor
+def _eigenvalues(rows_1: Any, rows_2: Any) -> Any:
+    """Of Σ₁Σ₂, from F₁ (N, D) and F₂ (M, D) with more rows than D.
+
+    By BLAS's and LAPACK's routines for symmetric and triangular matrices, which do half the sums of general ones.
+    """
+    gram_1, gram_2 = (rows.T @ rows for rows in (rows_1, rows_2))  # NumPy sees that this is symmetric
+    factor, failed = lapack.dpotrf(gram_1, lower=0)
+    if failed:  # a feature that never changes
+        factor = np.linalg.qr(rows_1, mode="r")
+    inside, _ = lapack.dsygst(gram_2, factor, itype=2, lower=0)  # R Σ₂ Rᵀ, its upper half
+    return eigvalsh(inside, lower=False, check_finite=False)
 
 
 def _factor(covariance: Tensor, name: str) -> Tensor:

@@ -8,24 +8,18 @@ is not there, the published ones; the vision transformer's are read from its ten
 from __future__ import annotations
 
 import json
-import logging
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from . import backbones, preprocess, wordpiece
+from . import backbones, preprocess, tensors, timm_vit, wordpiece
 from .aesthetic import AestheticHead
 from .backbones import IMAGE_REWARD, Backbone
 from .image_reward import TOKENS, RewardNetwork
-
-log = logging.getLogger(__name__)
 
 FILES = ("ImageReward.pt", "ImageReward.safetensors")
 CONFIG = "med_config.json"
@@ -46,19 +40,8 @@ WANTED = (
     f"put {FILES[0]} and {CONFIG} of THUDM/ImageReward on huggingface.co into one folder, with {wordpiece.FILE} of "
     "google-bert/bert-base-uncased"
 )
-_HEAD_WIDTH = 64  # of a head of the vision transformer, base and large
 _UNUSED = re.compile(r"blip\.((vision|text)_proj\.(weight|bias)|text_encoder\.embeddings\.position_ids)")
 """BLIP's projections for another task, and 0, 1, 2 …"""
-_VISION = (
-    ("cls_token", "embeddings.class_embedding"),
-    ("pos_embed", "embeddings.position_embedding"),
-    ("patch_embed.proj.", "embeddings.patch_embedding."),
-    ("blocks.", "encoder.layers."),
-    (".norm1.", ".layer_norm1."),
-    (".norm2.", ".layer_norm2."),
-    (".attn.qkv.", ".self_attn.qkv."),
-    (".attn.proj.", ".self_attn.projection."),
-)
 
 
 def here(folder: Path) -> Path | None:
@@ -94,10 +77,7 @@ def renamed(name: str) -> str | None:
     if _UNUSED.fullmatch(name):
         return None
     if name.startswith("blip.visual_encoder."):
-        name = name.removeprefix("blip.visual_encoder.")
-        for old, new in _VISION:
-            name = name.replace(old, new)
-        return "vision." + re.sub(r"^norm\.", "post_layernorm.", name)
+        return "vision." + timm_vit.renamed(name.removeprefix("blip.visual_encoder."))
     for old, new in (("blip.text_encoder.", "text."), ("mlp.", "head.")):
         if name.startswith(old):
             return new + name.removeprefix(old)
@@ -123,62 +103,27 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _network(path: Path, settings: Mapping[str, Any]) -> RewardNetwork:
     """Raises ValueError: the file is not ImageReward, or not whole; names what is missing."""
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else backbones.read_pickle(path)
-    except (SafetensorError, OSError) as why:
-        raise ValueError(f"{path} cannot be read ({str(why)[:120]}); {WANTED}") from why
+    state = tensors.read_tensors(path, WANTED)
     ours = {new: tensor.float() for name, tensor in state.items() if (new := renamed(name)) is not None}
-    published = {new: name for name in state if (new := renamed(name)) is not None}
     network = _empty(path, ours, settings)
-    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    missing = sorted(set(wanted) - set(ours))
-    if missing:
-        raise ValueError(
-            f"{path} lacks {len(missing)} of ImageReward's {len(wanted)} tensors, e.g. {', '.join(missing[:3])} (in "
-            f"transformers' names): the download is incomplete, or the file is of another model; {WANTED}"
-        )
-    wrong = next((name for name in wanted if ours[name].shape != wanted[name]), None)
-    if wrong is not None:
-        raise ValueError(
-            f"{path}: {published[wrong]} is {tuple(ours[wrong].shape)}, expected {tuple(wanted[wrong])}: the file and "
-            f"{CONFIG} are of different models; {WANTED}"
-        )
-    unknown = sorted(published[name] for name in set(ours) - set(wanted))
-    if unknown:
-        log.warning("%s: %d tensors are not ImageReward's and not used, e.g. %s", path, len(unknown), unknown[0])
-    network.load_state_dict({name: ours[name] for name in wanted}, assign=True)
+    tensors.fill(network, ours, path, IMAGE_REWARD, WANTED)
     return network.eval()
 
 
 def _empty(path: Path, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> RewardNetwork:
     """The network without weights, so that they are in memory once."""
-    from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+    from transformers import BlipTextConfig, BlipTextModel
 
-    patches, places = state.get("vision.embeddings.patch_embedding.weight"), "vision.embeddings.position_embedding"
-    if patches is None or patches.ndim != 4 or places not in state:
-        raise ValueError(f"{path} has no vision transformer (blip.visual_encoder): it is another model; {WANTED}")
-    width, patch = patches.shape[0], patches.shape[2]
-    side = patch * math.isqrt(max(0, state[places].shape[1] - 1))
-    if width % _HEAD_WIDTH or side != SIDE:
-        raise ValueError(f"{path} sees {side} pixels in {width} numbers, ImageReward {SIDE} in 1024; {WANTED}")
-    layers = {name.split(".")[3] for name in state if name.startswith("vision.encoder.layers.")}
-    vision = BlipVisionConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=len(layers),
-        num_attention_heads=width // _HEAD_WIDTH,
-        image_size=side,
-        patch_size=patch,
-        layer_norm_eps=1e-6,
-    )
-    other = {"bos_token_id": settings["vocab_size"] - 2, "sep_token_id": None}  # of generated text
-    text = BlipTextConfig(**settings, **other, encoder_hidden_size=width, is_decoder=True)  # so: cross-attention
+    seen = {name.removeprefix("vision."): tensor for name, tensor in state.items() if name.startswith("vision.")}
     with torch.device("meta"):
-        network = RewardNetwork(
-            BlipVisionModel(vision),
-            BlipTextModel(text, add_pooling_layer=False),
-            AestheticHead(settings["hidden_size"]),
-        )
+        try:
+            vision = timm_vit.empty_vit(seen, SIDE)
+        except ValueError as why:
+            raise ValueError(f"{path} is another model, {why}; {WANTED}") from why
+        other = {"bos_token_id": settings["vocab_size"] - 2, "sep_token_id": None}  # of generated text
+        more = {"encoder_hidden_size": vision.config.hidden_size, "is_decoder": True}  # so: cross-attention
+        text = BlipTextModel(BlipTextConfig(**settings, **other, **more), add_pooling_layer=False)
+        network = RewardNetwork(vision, text, AestheticHead(settings["hidden_size"]))
     places_of_words = torch.arange(settings["max_position_embeddings"])
     network.text.embeddings.position_ids = places_of_words.expand(1, -1)
     return network
