@@ -16,6 +16,7 @@ from .image_reward import image_reward
 from .inception_score import mean_inception_score
 from .judge import average_good, average_style, average_subject, best_of_n, first_good
 from .kid import kid_distance
+from .maniqa import mean_maniqa
 from .niqe import mean_niqe
 from .pairs import lpips, psnr, ssim
 from .similarity import nearest_similarity, subject_similarity
@@ -81,6 +82,13 @@ METRICS: dict[str, Metric] = {
         (-_INFINITE, _INFINITE),
         "lower",
         "predicted bad opinion of the quality, about 0 to 100",
+        "features",
+    ),
+    "maniqa": Metric(
+        mean_maniqa,
+        (0.0, _INFINITE),
+        "higher",
+        "predicted quality, about 0 to 1; the scale is that of the ratings its file was trained with",
         "features",
     ),
     "aesthetic": Metric(

@@ -7,13 +7,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..metrics.rows import Rows
-from .host.score_quality import quality_rows
-from .host.scores import as_pictures, label_inputs, labels, score_outputs, scored
+from .host.score_quality import maniqa_files, quality_rows
+from .host.scores import OFF, as_pictures, label_inputs, labels, score_outputs, scored
 from .types import MetricModel
 
 
 class LikenessScoreQuality(io.ComfyNode):
-    """Pictures -> NIQE, BRISQUE, aesthetic score."""
+    """Pictures -> NIQE, BRISQUE, aesthetic score, MANIQA."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -22,8 +22,8 @@ class LikenessScoreQuality(io.ComfyNode):
             node_id="LikenessScoreQuality",
             display_name="Score Quality (Likeness)",
             category="Likeness/metrics",
-            description="How good each picture is by itself: is it blurred, noisy or overcooked (NIQE, BRISQUE), would "
-            "people like it (aesthetic score). None of them knows your subject or prompt.",
+            description="How good each picture is by itself: is it blurred, noisy or overcooked (NIQE, BRISQUE, "
+            "MANIQA), would people like it (aesthetic score). None of them knows your subject or prompt.",
             is_output_node=True,
             inputs=[
                 io.Image.Input("pictures", tooltip="Pictures, 96 × 192 or larger for NIQE."),
@@ -46,6 +46,14 @@ class LikenessScoreQuality(io.ComfyNode):
                 ),
                 MetricModel.Input("clip", optional=True, tooltip="OpenAI's CLIP ViT-L/14, for the aesthetic score."),
                 *label_inputs(),
+                io.Combo.Input(
+                    "maniqa",
+                    optional=True,
+                    options=[OFF, *maniqa_files()],
+                    default=OFF,
+                    tooltip="Predicted quality, about 0 to 1; higher. A file in models/metrics, ckpt_koniq10k.pt or "
+                    "ckpt_kadid10k.pt: their scales differ. Pictures of 224 pixels or more; slow without a GPU.",
+                ),
             ],
             outputs=score_outputs(),
         )
@@ -62,7 +70,8 @@ class LikenessScoreQuality(io.ComfyNode):
         method: str = "",
         subject: str = "",
         step: int = 0,
+        maniqa: str = OFF,
     ) -> io.NodeOutput:
         """Score each picture."""
-        about = labels(method, subject, step)
-        return scored(metrics, quality_rows(as_pictures(pictures, "pictures"), niqe, brisque, aesthetic, clip, about))
+        shown, about = as_pictures(pictures, "pictures"), labels(method, subject, step)
+        return scored(metrics, quality_rows(shown, niqe, brisque, aesthetic, clip, about, maniqa))

@@ -28,9 +28,8 @@ from .managed import Managed, kept
 from .metric_model import MetricModel
 from .prompt_scores import prompt_scorer
 from .reward_model import RewardModel
-from .scores import Labels, in_batches, metric_folders, network_files
+from .scores import OFF, Labels, in_batches, metric_folders, network_files
 
-OFF = "off"
 MEAN, NEAREST = "mean of all references", "nearest reference"
 _MEMORY = 1024**3
 NO_SUBJECT = "the mask is empty: no subject in this picture"

@@ -22,6 +22,7 @@ from ..types import Metrics
 from .managed import Managed, kept
 from .network_folders import register
 
+OFF = "off"
 FOLDER = "metrics"
 """Networks that score pictures lie below models/ here."""
 

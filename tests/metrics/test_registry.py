@@ -61,6 +61,7 @@ CASES: dict[str, Callable[[bool], tuple[Any, ...]]] = {
     "inception_score": lambda good: ((9.0 * torch.eye(10) if good else torch.zeros(10, 10)).repeat(30, 1),),
     "niqe": lambda good: (noise(0.0 if good else 0.4),),
     "brisque": lambda good: (noise(0.0 if good else 0.4), machine()),
+    "maniqa": lambda good: (torch.full((1, 3, 224, 224), 0.9 if good else 0.1), lambda crops: crops.mean((1, 2, 3))),
     "aesthetic": lambda good: (torch.eye(768)[:1] if good else -torch.eye(768)[:1], LIKER),
     "face_distance": lambda good: ([EYE[0], None], [EYE[0] if good else EYE[1]]),
     "face_distance_of_means": lambda good: ([EYE[0], None], [EYE[0] if good else EYE[1]]),

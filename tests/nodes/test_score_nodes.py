@@ -44,6 +44,38 @@ def test_the_aesthetic_score_of_a_wired_clip(folder: Path) -> None:
     assert rows[2].picture == 2 and "mean colour" in rows[0].model and result.ui["metrics"][0]["method"] == "ours"
 
 
+def test_maniqa_by_a_file_that_the_user_chose(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if the file is not listed or not read, the row does not say which it was, or a cancel waits for the end of
+    a picture."""
+    import comfy.model_management as management
+
+    from likeness.devtools.tiny_maniqa import maniqa as write
+    from likeness.metrics.maniqa import maniqa
+    from likeness.metrics.maniqa_files import load_maniqa
+    from likeness.nodes.score_quality import LikenessScoreQuality
+
+    write(folder / "ckpt_kadid10k.pt")
+    (listed,) = [one.options for one in LikenessScoreQuality.define_schema().inputs if one.id == "maniqa"]
+    assert listed == ["off", "ckpt_kadid10k.pt"]
+    images = torch.rand(2, 230, 240, 3)
+    result = LikenessScoreQuality.execute(images, False, False, False, maniqa="ckpt_kadid10k.pt")
+    expected = maniqa(images.movedim(-1, 1), load_maniqa(folder / "ckpt_kadid10k.pt"))
+    rows = result.args[0]
+    assert [row.value for row in rows] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert {(row.metric, row.model) for row in rows} == {("maniqa", "MANIQA ckpt_kadid10k, 20 crops of 224")}
+    calls: list[int] = []
+
+    def cancelled() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise management.InterruptProcessingException
+
+    monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", cancelled)
+    with pytest.raises(management.InterruptProcessingException):
+        LikenessScoreQuality.execute(images, False, False, False, maniqa="ckpt_kadid10k.pt")
+    assert len(calls) == 3
+
+
 def test_sets_by_another_network_and_rows_that_accumulate(folder: Path) -> None:
     """Grey and alpha in one batch each. Fails if a wired network is not used, its name is lost, earlier rows are
     dropped or change, or an alpha is taken for a colour."""

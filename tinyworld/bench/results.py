@@ -61,8 +61,8 @@ _MEANING = (
     "cosine to the TRUE picture of that subject in the style that was asked, on white, features of EfficientNet-Lite0 "
     "(metrics/README.md: a true picture in another style scores .5 to .7, another subject .3); *prompt*: share of all "
     "pictures in the style, and on the background, that was asked; *kept*: share of other subjects still drawn right "
-    "by name; *megabytes* of the file; *seconds* of the whole run, training and pictures. Mean [95% interval over "
-    "subjects]."
+    "by name; *megabytes* of the file; *seconds* of the whole run, training and pictures, longer where others used the "
+    "machine. Mean [95% interval over subjects]."
 )
 _SCENES = (
     "Four scenes: a style and a coloured background. *scene truth*: mean cosine to the true picture there; *scene "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -79,6 +80,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no-merges", dest="merges", action="store_false", help="leave merges of LoRAs out")
     parser.add_argument("--no-page", action="store_true", help="leave RESULTS.md as it is")
     runs.run_arguments(parser, FOLDER)
+    parser.set_defaults(servers=min(2, os.cpu_count() or 1))
     args = parser.parse_args(given)
     args.subjects = args.subjects or (2 if args.short else len(SUBJECTS))
     if args.short and args.folder == FOLDER:
