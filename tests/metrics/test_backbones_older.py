@@ -1,4 +1,4 @@
-"""Many users' hosts have transformers 4: the tests of backbones, ImageReward and MANIQA once more with it, in one process."""
+"""Many users' hosts have transformers 4: tests of metrics that use it, once more with that, in one process."""
 
 from __future__ import annotations
 
