@@ -43,7 +43,7 @@ def pictures() -> Tensor:
 def test_scores_are_those_of_the_authors_code(network: Maniqa, pictures: Tensor) -> None:
     """Fails for a weight that goes elsewhere, other blocks of the ViT, channel attention without its reshape, windows
     that are not shifted or masked, another sum, or other colours."""
-    assert maniqa(pictures, network).tolist() == pytest.approx(AUTHORS, abs=1e-6)
+    assert maniqa(pictures, network).tolist() == pytest.approx(AUTHORS, abs=2e-6)
     assert network.description == "MANIQA ckpt_koniq10k, 20 crops of 224"
 
 
@@ -51,7 +51,7 @@ def test_scores_are_those_of_the_authors_code(network: Maniqa, pictures: Tensor)
 @given(st.permutations([0, 1, 2, 1]))
 def test_order_does_not_matter(network: Maniqa, pictures: Tensor, order: list[int]) -> None:
     """Fails where a picture's score depends on its neighbours."""
-    assert maniqa(pictures[order], network).tolist() == pytest.approx([AUTHORS[number] for number in order], abs=1e-6)
+    assert maniqa(pictures[order], network).tolist() == pytest.approx([AUTHORS[number] for number in order], abs=2e-6)
 
 
 @settings(max_examples=10)
@@ -84,7 +84,7 @@ def test_files_that_are_it_and_files_that_are_not(tmp_path: Path, pictures: Tens
     is run."""
     state = {name: tensor.contiguous() for name, tensor in tiny.published().items()}
     save_file(state, tmp_path / "maniqa.safetensors")
-    assert maniqa(pictures, load_maniqa(tmp_path / "maniqa.safetensors")).tolist() == pytest.approx(AUTHORS, abs=1e-6)
+    assert maniqa(pictures, load_maniqa(tmp_path / "maniqa.safetensors")).tolist() == pytest.approx(AUTHORS, abs=2e-6)
     assert [is_maniqa(name) for name in ("ckpt_kadid10k.pt", "MANIQA.pth", "alexnet.pth")] == [True, True, False]
     bias = "tablock2.1.c_k.bias"
     large = {"vit.pos_embed": torch.zeros(1, 577, 128), "vit.patch_embed.proj.weight": torch.zeros(128, 3, 16, 16)}
