@@ -36,7 +36,9 @@ class ChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights = (self.c_q(x) @ self.c_k(x).transpose(1, 2) * x.shape[2] ** -0.5).softmax(dim=-1)
         mixed = weights @ self.c_v(x)
-        return x + mixed.transpose(1, 2).reshape(x.shape)  # not its inverse; the weights were trained so
+        turned = mixed.transpose(1, 2).reshape(x.shape)  # reshaped, not turned back: so the weights were trained
+        result: Tensor = x + turned
+        return result
 
 
 class WindowBlock(nn.Module):
@@ -178,10 +180,11 @@ def maniqa(pictures: Tensor, network: Callable[[Tensor], Tensor], looked: Callab
     for picture in pictures:
         crops = torch.stack([picture[:, top : top + SIDE, left : left + SIDE] for top, left in places])
         parts = []
-        for part in crops.split(_AT_ONCE):
+        for first in range(0, len(crops), _AT_ONCE):
             if looked is not None:
                 looked()
-            parts.append(network(part.to(device, torch.float32)).float().cpu())
+            part = crops[first : first + _AT_ONCE].to(device, torch.float32)
+            parts.append(network(part).float().cpu())
         rows.append(torch.cat(parts).mean())
     scores = torch.stack(rows)
     if not scores.isfinite().all():
