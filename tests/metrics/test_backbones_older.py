@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 FILES = [
-    str(Path(__file__).with_name(name)) for name in ("test_backbones.py", "test_image_reward.py", "test_maniqa.py")
+    str(Path(__file__).with_name(name))
+    for name in ("test_backbones.py", "test_image_reward.py", "test_maniqa.py", "test_judge_local.py")
 ]
-CHOSEN = "library or class_token or wrong_weights_are or pickled or table or authors"
+CHOSEN = "library or class_token or wrong_weights_are or pickled or table or authors or greedily"
 
 
 def test_with_transformers_4(transformers4: dict[str, str]) -> None:
