@@ -139,7 +139,8 @@ def measure(name: str, mode: str, batch: int, steps: int, threads: int) -> dict[
     from likeness.nodes.host.conditioning import detach_cond, make_cond
     from likeness.trainers.config import TrainingConfig
     from likeness.trainers.dataset import Example, TrainingSet
-    from likeness.trainers.loop import Callbacks, train
+    from likeness.trainers.loop import train
+    from likeness.trainers.outcome import Callbacks
 
     empty = memory.rss_mib()
     memory.pages_of_their_own()

@@ -71,7 +71,8 @@ def run(job: Job, stream: Stream, gate: Gate, patcher: Any) -> dict[str, Any]:
     from likeness.nodes.host.memory import estimated, loading_memory
     from likeness.trainers.config import TrainingConfig
     from likeness.trainers.dataset import Example, TrainingSet
-    from likeness.trainers.loop import Callbacks, train
+    from likeness.trainers.loop import train
+    from likeness.trainers.outcome import Callbacks
 
     config = TrainingConfig(
         steps=job.steps,
@@ -162,7 +163,8 @@ def draw_stream(model: Model, steps: int, seed: int) -> Stream:
     """What Likeness' loop draws in `steps` steps, by running it on a network of one layer."""
     from likeness.trainers.config import TrainingConfig
     from likeness.trainers.dataset import Example, TrainingSet
-    from likeness.trainers.loop import Callbacks, train
+    from likeness.trainers.loop import train
+    from likeness.trainers.outcome import Callbacks
 
     latents, text, pooled = cached(model, seed)
     recorder = _Recorder(model)

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from ..lora.suffixes import ALPHA, DOWN, UP
-from .adapters import NAME, LayerAdapter, LowRank, Method
+from .adapters import NAME, LayerAdapter, Method
 from .config import TrainingConfig
 from .layer_rules import LayerPlan
 from .lora import Adapters
+from .low_rank import LowRank
 from .ranks import LayerRank, check_names
 from .resized import Resized
 

@@ -52,12 +52,13 @@ from torch import Tensor, nn
 
 from ..lora import spectrum, svd
 from ..lora.suffixes import DOWN, UP
-from .adapters import NAME, LayerAdapter, LowRank, Method
+from .adapters import NAME, LayerAdapter, Method
 from .branch import weighted
 from .config import TrainingConfig
 from .exponential import QUANTILE, inverse_softplus, nu_of_rank, rank_of_nu, softplus, weights
 from .layer_rules import LayerPlan
 from .lora import Adapters
+from .low_rank import LowRank
 from .randomness import generator
 from .ranks import LayerRank, check_names
 from .resized import Resized

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from . import optimizers
 from .config import TrainingConfig
 from .denoiser import Denoiser
-from .loop import FP16_LOSS_SCALE, Callbacks
+from .loop import FP16_LOSS_SCALE
+from .outcome import Callbacks
 from .schedule import rate_factor
 from .zip_state import ZipState
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ..lora.delta import LowRankDelta
 from ..lora.resolve import layer_name, tensor_name
 from ..lora.suffixes import DOWN, UP, split
-from .adapters import Dora, LayerAdapter, LowRank, Method, inject
+from .adapters import LayerAdapter, Method
+from .injection import inject
 from .layer_rules import LayerRule, plan_layers
+from .low_rank import Dora, LowRank
 from .randomness import generator
 
 Kind = TypeVar("Kind", bound=LayerAdapter)

@@ -24,7 +24,8 @@ from .config import TrainingConfig
 from .dataset import TrainingSet
 from .denoiser import Denoiser
 from .economy import economised
-from .loop import Callbacks, training_mode
+from .loop import training_mode
+from .outcome import Callbacks
 from .randomness import generator
 from .targets import PREFIX
 from .zip_branch import BASE, MERGED, SUM, zipped

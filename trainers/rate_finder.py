@@ -17,8 +17,9 @@ from .batches import Batches
 from .config import TrainingConfig
 from .dataset import TrainingSet
 from .denoiser import Denoiser
-from .loop import Callbacks, TrainingCancelled, TrainingDiverged, train
+from .loop import train
 from .objectives import diffusion_loss
+from .outcome import Callbacks, TrainingCancelled, TrainingDiverged
 from .randomness import generator
 
 KERNEL = (1.0, 2.0, 3.0, 2.0, 1.0)

@@ -34,7 +34,8 @@ from .column_run import ColumnRun
 from .config import TrainingConfig
 from .denoiser import Denoiser
 from .economy import economised
-from .loop import Callbacks, training_mode
+from .loop import training_mode
+from .outcome import Callbacks
 from .targets import PREFIX, matched_layers
 from .zip_branch import BASE, MERGED, SUM, ZipBranches, zipped
 from .zip_questions import Concept, Fit, ZipQuestions

@@ -9,7 +9,7 @@ import comfy.model_patcher
 
 from ...lora.metadata import build_metadata, rank_and_alpha
 from ...trainers.dataset import PictureSet
-from ...trainers.loop import TrainingResult
+from ...trainers.outcome import TrainingResult
 from .denoiser import parameterisation
 
 FAMILIES = (

@@ -24,8 +24,8 @@ from ...merging.lora_rar import HyperNetwork, is_asked, save_network
 from ...trainers.config import TrainingConfig
 from ...trainers.curve import loss_curve
 from ...trainers.dataset import load_folder
-from ...trainers.loop import Callbacks
 from ...trainers.lora_rar import RarTrained, Taught, train_rar
+from ...trainers.outcome import Callbacks
 from ...trainers.zip_state import FILE, load_state, save_state
 from .denoiser import HostDenoiser, parameterisation
 from .folders import model_file, new_run_folder, resumed_run

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...trainers.config import TrainingConfig
 from ...trainers.dataset import PictureSet
-from ...trainers.loop import Callbacks, TrainingCancelled
+from ...trainers.outcome import Callbacks, TrainingCancelled
 from ...trainers.rate_finder import RateSweep, find_rate
 from .denoiser import HostDenoiser, parameterisation
 from .interrupt import Interrupt, InterruptProcessingException

@@ -9,7 +9,7 @@ from ...lora.layer_patterns import first_match
 from ...trainers.config import TrainingConfig
 from ...trainers.estimate import Estimate
 from ...trainers.layer_rules import parse_rules
-from ...trainers.loop import TrainingResult
+from ...trainers.outcome import TrainingResult
 from ...trainers.targets import PREFIX, adaptable_layers, matched_layers
 
 SHOWN = 6

@@ -21,7 +21,8 @@ from ...trainers.config import TrainingConfig
 from ...trainers.curve import training_curves
 from ...trainers.dataset import Example, PictureSet, TrainingSet, class_caption
 from ...trainers.estimate import Estimate
-from ...trainers.loop import Callbacks, TrainingCancelled, TrainingResult, train
+from ...trainers.loop import train
+from ...trainers.outcome import Callbacks, TrainingCancelled, TrainingResult
 from ...trainers.subjects import prompts_of_each
 from ..types import Prior, Samples
 from .conditioning import check_length, size_conditions

@@ -26,7 +26,7 @@ from ...merging.column_plot import column_plot
 from ...merging.columns import columns_table, merge_columns
 from ...trainers.config import TrainingConfig
 from ...trainers.dataset import Example, PictureSet, TrainingSet
-from ...trainers.loop import Callbacks
+from ...trainers.outcome import Callbacks
 from ...trainers.zip_lora import Zipped, zip_loras
 from ...trainers.zip_plot import zip_curves
 from ...trainers.zip_questions import Concept, TwoConds

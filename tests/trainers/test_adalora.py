@@ -11,8 +11,9 @@ from torch import nn
 from likeness.trainers.adalora import AFTER, AdaLora, AllocatedRanks
 from likeness.trainers.adapters import Method
 from likeness.trainers.config import TrainingConfig
-from likeness.trainers.loop import TrainingResult, train
+from likeness.trainers.loop import train
 from likeness.trainers.lora import injected
+from likeness.trainers.outcome import TrainingResult
 from likeness.trainers.targets import PREFIX
 
 RUN = TrainingConfig(

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from likeness.trainers.adapters import Method, principal
+from likeness.trainers.adapters import Method
 from likeness.trainers.config import TrainingConfig
 from likeness.trainers.loop import train
 from likeness.trainers.lora import injected
+from likeness.trainers.low_rank import principal
 from likeness.trainers.oft import OFTLayer, block_size
 from likeness.trainers.targets import PREFIX, matched_layers
 

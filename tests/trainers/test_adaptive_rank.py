@@ -16,8 +16,9 @@ from likeness.trainers.adapters import Method
 from likeness.trainers.adaptive_rank import AdaptiveLowRank, AdaptiveRanks
 from likeness.trainers.config import TrainingConfig
 from likeness.trainers.exponential import QUANTILE, nu_of_rank, rank_of_nu, softplus
-from likeness.trainers.loop import Callbacks, TrainingCancelled, TrainingResult, train
+from likeness.trainers.loop import train
 from likeness.trainers.lora import Adapters, injected
+from likeness.trainers.outcome import Callbacks, TrainingCancelled, TrainingResult
 from likeness.trainers.targets import PREFIX
 
 # ν moves fast, so that ranks change within a few steps.

@@ -13,7 +13,8 @@ from torch import nn
 
 from likeness.trainers.config import TrainingConfig
 from likeness.trainers.ema import MovingAverage, decay_at
-from likeness.trainers.loop import Callbacks, train
+from likeness.trainers.loop import train
+from likeness.trainers.outcome import Callbacks
 
 RUN = TrainingConfig(steps=6, rank=2, alpha=1.0, learning_rate=1e-2, targets="all", batch_size=2, seed=5)
 

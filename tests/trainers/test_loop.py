@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from likeness.trainers.config import TrainingConfig
-from likeness.trainers.loop import Callbacks, TrainingCancelled, TrainingDiverged, TrainingResult, train
+from likeness.trainers.loop import train
+from likeness.trainers.outcome import Callbacks, TrainingCancelled, TrainingDiverged, TrainingResult
 
 RUN = TrainingConfig(steps=6, rank=2, alpha=1.0, learning_rate=1e-2, targets="all", batch_size=2, seed=5)
 

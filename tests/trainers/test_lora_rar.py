@@ -15,8 +15,8 @@ from likeness.lora.delta import LowRankDelta
 from likeness.merging.lora_rar import HyperNetwork
 from likeness.trainers.config import TrainingConfig
 from likeness.trainers.dataset import TrainingSet
-from likeness.trainers.loop import Callbacks
 from likeness.trainers.lora_rar import RarTrained, Taught, train_rar
+from likeness.trainers.outcome import Callbacks
 from likeness.trainers.zip_state import load_state, save_state
 
 LAYERS = [f"diffusion_model.transformer_blocks.{n}.attn1.{k}" for n in (0, 1) for k in ("to_q", "to_k")]

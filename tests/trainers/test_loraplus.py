@@ -17,8 +17,9 @@ from likeness.trainers.adapters import Method
 from likeness.trainers.checkpoints import load
 from likeness.trainers.config import TrainingConfig
 from likeness.trainers.layer_rules import parse_rules
-from likeness.trainers.loop import TrainingResult, train
+from likeness.trainers.loop import train
 from likeness.trainers.lora import injected
+from likeness.trainers.outcome import TrainingResult
 
 RATIO = 4.0
 RATE = 1e-3

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from likeness.trainers.config import TrainingConfig
-from likeness.trainers.loop import Callbacks, TrainingCancelled
+from likeness.trainers.outcome import Callbacks, TrainingCancelled
 from likeness.trainers.rate_finder import find_rate, local_mean, suggested_rate, sweep_plot, sweep_table
 
 RUN = TrainingConfig(steps=60, rank=2, alpha=2.0, targets="all", batch_size=2, seed=5)

@@ -13,7 +13,8 @@ import torch
 
 from likeness.trainers.bands import band_edges, band_sums
 from likeness.trainers.config import TrainingConfig
-from likeness.trainers.loop import Callbacks, NothingLearned, train
+from likeness.trainers.loop import train
+from likeness.trainers.outcome import Callbacks, NothingLearned
 
 RUN = TrainingConfig(steps=6, rank=2, alpha=1.0, learning_rate=1e-2, targets="all", batch_size=2, seed=5)
 

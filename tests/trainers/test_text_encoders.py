@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from likeness.trainers.config import TrainingConfig
-from likeness.trainers.loop import TrainingResult, train
+from likeness.trainers.loop import train
 from likeness.trainers.modules import trained_modules
+from likeness.trainers.outcome import TrainingResult
 from likeness.trainers.targets import text_encoder_layers
 
 RUN = TrainingConfig(

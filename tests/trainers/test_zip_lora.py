@@ -18,7 +18,7 @@ from likeness.lora.delta import LowRankDelta
 from likeness.lora.keys import from_deltas, to_deltas
 from likeness.trainers.config import TrainingConfig
 from likeness.trainers.dataset import Example, TrainingSet
-from likeness.trainers.loop import Callbacks
+from likeness.trainers.outcome import Callbacks
 from likeness.trainers.zip_branch import BASE, MERGED, SUM, zipped
 from likeness.trainers.zip_lora import Zipped, zip_loras
 from likeness.trainers.zip_questions import Concept

@@ -15,7 +15,8 @@ import torch
 
 from likeness.trainers import checkpoints
 from likeness.trainers.config import TrainingConfig
-from likeness.trainers.loop import TrainingDiverged, train
+from likeness.trainers.loop import train
+from likeness.trainers.outcome import TrainingDiverged
 
 RUN = TrainingConfig(steps=3, rank=2, alpha=1.0, learning_rate=1e-2, targets="all", batch_size=2, seed=5)
 Damage = Callable[[random.Random, Path], None]

@@ -28,7 +28,8 @@ load("likeness", root / "__init__.py", submodule_search_locations=[str(root)])
 import peft, torch
 from likeness.trainers import checkpoints
 from likeness.trainers.config import TrainingConfig
-from likeness.trainers.loop import Callbacks, train
+from likeness.trainers.loop import train
+from likeness.trainers.outcome import Callbacks
 
 toys = load("toys", root / "tests" / "trainers" / "conftest.py")
 torch.set_num_threads(1)

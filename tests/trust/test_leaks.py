@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from likeness.trainers.config import TrainingConfig
-from likeness.trainers.loop import Callbacks, TrainingCancelled, train
+from likeness.trainers.loop import train
+from likeness.trainers.outcome import Callbacks, TrainingCancelled
 
 RUN = TrainingConfig(steps=300, rank=2, alpha=1.0, learning_rate=1e-3, targets="all", batch_size=2, seed=5)
 

@@ -24,7 +24,8 @@ from likeness.lora.load import load_lora, save_lora
 from likeness.lora.model import LoraTensors
 from likeness.trainers.config import TrainingConfig
 from likeness.trainers.dataset import Example, TrainingSet
-from likeness.trainers.loop import Callbacks, TrainingResult, train
+from likeness.trainers.loop import train
+from likeness.trainers.outcome import Callbacks, TrainingResult
 
 UNET: dict[str, Any] = {
     "image_size": 32,

@@ -18,8 +18,9 @@ from likeness.lora.load import save_lora
 from likeness.lora.model import LoraTensors
 from likeness.trainers.config import TrainingConfig
 from likeness.trainers.dataset import Example, PictureSet, TrainingSet, from_images
-from likeness.trainers.loop import Callbacks, TrainingResult, train
+from likeness.trainers.loop import train
 from likeness.trainers.lora import injected
+from likeness.trainers.outcome import Callbacks, TrainingResult
 from likeness.trainers.rebinding import Rebinding
 from likeness.trainers.targets import text_encoder_layers
 
