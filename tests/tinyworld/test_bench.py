@@ -118,3 +118,27 @@ def test_differences_are_of_the_same_subjects() -> None:
     assert "| unsure | +0.200 [-1.071, +1.471] |" in page  # t of .975 at one degree of freedom, 12.71, times .1
     assert "| one |" not in page and f"| {methods.PLAIN_LORA} |" not in page
     assert results.against([record for record in found if record.values["method"] != methods.PLAIN_LORA]) == []
+
+
+@pytest.mark.parametrize(("ahead", "shows"), [(0.1, True), (-0.1, False)])
+def test_the_page_says_whether_a_paper_s_claim_shows(ahead: float, shows: bool) -> None:
+    """DoRA ahead of, or behind, LoRA on both subjects. Fails if the sentence does not turn with the sign."""
+    found = [
+        Record(f"{name}{subject}", {"method": name, "subject": subject}, "done", results={"truth": value})
+        for name, add in ((methods.PLAIN_LORA, 0.0), ("dora, 200 steps", ahead))
+        for subject, value in (("a", 0.4 + add), ("b", 0.6 + 1.01 * add))
+    ]
+    said = results.published(summarise(found, ("method",), ("subject",)), found)
+    assert ("It shows" in said) is shows and ("does not show" in said) is not shows
+    assert f"{ahead:+.1f}" in said
+
+
+@pytest.mark.parametrize(("zipped", "shows"), [(0.5, True), (0.3, False)])
+def test_the_page_says_whether_learnt_merges_are_ahead(zipped: float, shows: bool) -> None:
+    """Fails if the order of merges is told whatever the figures."""
+    found = [
+        Record(name, {"method": name, "subject": "a", "style": "b"}, "done", results={"truth": value})
+        for name, value in (("direct", 0.4), ("ZipLoRA", zipped))
+    ]
+    said = results.published([], [], summarise(found, ("method",), ("subject", "style")))
+    assert ("The same order" in said) is shows and f"ZipLoRA {zipped:.3f}" in said

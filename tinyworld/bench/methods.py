@@ -19,6 +19,8 @@ STEPS, OVERFIT = 200, 400
 PLAIN_LORA, OVERFITTED = (f"LoRA, {n} steps" for n in (STEPS, OVERFIT))
 """What the others are compared with, and the method whose LoRA Image-Alchemy uses."""
 
+ADAPTED = f"adaptive rank, {STEPS} steps"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -99,7 +101,7 @@ def prior(info: Mapping[str, Any], plan: Plan, subjects: Sequence[str]) -> Sweep
 def adaptive(info: Mapping[str, Any], plan: Plan, subjects: Sequence[str]) -> Sweep:
     """LikenessTrainAdaptiveLoRA at its defaults but for the rate."""
     graph = _taught(info, ADAPTIVE, steps=STEPS)
-    return _sweep(graph, [{"label": f"adaptive rank, {STEPS} steps", "set": {}}], _subjects(subjects))
+    return _sweep(graph, [{"label": ADAPTED, "set": {}}], _subjects(subjects))
 
 
 def alchemy(info: Mapping[str, Any], plan: Plan, subjects: Sequence[str]) -> Sweep:

@@ -13,7 +13,8 @@ from ...experiments.statistics import Estimate, difference
 from ...experiments.store import Record
 from ...lora.atomic import write_whole
 from . import runs
-from .methods import OVERFITTED, PLAIN_LORA
+from .merges import LEARNED
+from .methods import ADAPTED, OVERFITTED, PLAIN_LORA
 
 PAGE = Path(__file__).resolve().parent.parent / "RESULTS.md"
 PLOT = PAGE.with_name("results.png")
@@ -22,6 +23,11 @@ SCENE = ("scene truth", "scene subject", "scene background", "scene prompt")
 MERGED = ("truth", "subject similarity", "style similarity", "megabytes")
 COMPARED = ("truth", "prompt", "kept", "scene subject", "scene prompt")
 DIGITS = {"scene background": 1, "megabytes": 2, "seconds": 0}
+CLAIMS = (
+    ("dora, 200 steps", PLAIN_LORA, "ahead of LoRA at equal rank, arXiv 2402.09353", True),
+    (ADAPTED, "LoRA, rank 64, 200 steps", "as good as the best fixed rank in less memory, arXiv 2603.21884", False),
+)
+"""Method, the other one, what is published, and whether that is to be ahead or not to be behind."""
 PUBLISHED_PRIORS = "λ .25 best of {.25, .5, .75, 1} by DINO (.588), 1.0 worst (.462)"
 
 
@@ -50,7 +56,7 @@ def write_page(
         "## Fidelity against editability",
         f"![Subject truth over prompts followed]({PLOT.name})",
         "## Against the published",
-        published(rows, records),
+        published(rows, records, merged),
     ]
     write_whole(PLOT, [tradeoff(rows)])
     write_whole(PAGE, ["\n\n".join(parts).encode() + b"\n"])
@@ -111,7 +117,7 @@ def _shown(figure: Estimate | None, digits: int) -> str:
     return f"{figure.mean:.{digits}f} [{figure.low:.{digits}f}, {figure.high:.{digits}f}]"
 
 
-def published(rows: Sequence[table.Row], records: Sequence[Record]) -> str:
+def published(rows: Sequence[table.Row], records: Sequence[Record], merged: Sequence[table.Row] = ()) -> str:
     """Sentences on each order that a paper gives, and whether it shows here."""
     lines = []
     means = {str(row.values["method"]): row.figures for row in rows}
@@ -125,6 +131,8 @@ def published(rows: Sequence[table.Row], records: Sequence[Record]) -> str:
             + (f"; without, λ 0, {means[OVERFITTED]['fidelity'].mean:.3f}" if OVERFITTED in means else "")
             + (". The same order at its ends." if shows else ". **The published order does not show.**")
         )
+    lines += _ahead(records)
+    lines += _merges({str(row.values["method"]): row.figures["truth"].mean for row in merged if "truth" in row.figures})
     lines += _alchemy(means, records)
     steps = [
         (name, of["truth"].mean, of["kept"].mean) for name, of in means.items() if _is_curve(name) and "kept" in of
@@ -133,6 +141,34 @@ def published(rows: Sequence[table.Row], records: Sequence[Record]) -> str:
         told = ", ".join(f"{name.split(', ')[1]} {truth:.3f} and {kept:.2f}" for name, truth, kept in steps)
         lines.append(f"- **Steps** buy truth with what the model knew (truth and kept): {told}.")
     return "\n".join(lines) or "Nothing of this run is in the papers."
+
+
+def _ahead(records: Sequence[Record]) -> list[str]:
+    """Methods that their papers place ahead of, or level with, another: by truth, of the same subjects."""
+    lines = []
+    for name, other, claim, ahead in CLAIMS:
+        own, theirs = (runs.by_subject(records, each, "truth") for each in (name, other))
+        if len(own.keys() & theirs.keys()) < 2:
+            continue
+        paired = difference(own, theirs)
+        shows = paired.low > 0 if ahead else paired.high >= 0
+        verdict = "It shows." if shows else "**It does not show.**"
+        figures = f"{paired.mean:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
+        lines.append(f"- **{name}** (published: {claim}). Here truth less that of {other}: {figures}. {verdict}")
+    return lines
+
+
+def _merges(truth: Mapping[str, float]) -> list[str]:
+    """Whether learnt merges are ahead of the plain ones, as both papers have it."""
+    learnt = [name for name in LEARNED if name in truth]
+    if not learnt or "direct" not in truth:
+        return []
+    told = ", ".join(f"{name} {truth[name]:.3f}" for name in ("direct", *learnt))
+    shows = all(truth[name] > truth["direct"] for name in learnt)
+    verdict = "The same order." if shows else "**The published order does not show**; why: `benchmarks/README.md`."
+    return [
+        f"- **Merges** (published: {' and '.join(learnt)} ahead of direct merging). Here, by truth: {told}. {verdict}"
+    ]
 
 
 def _alchemy(means: Mapping[str, Mapping[str, Estimate]], records: Sequence[Record]) -> list[str]:
