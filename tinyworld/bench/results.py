@@ -14,7 +14,7 @@ from ...experiments.store import Record
 from ...lora.atomic import write_whole
 from . import runs
 from .merges import LEARNED
-from .methods import ADAPTED, OVERFITTED, PLAIN_LORA
+from .methods import ADAPTED, OVERFITTED, PLAIN_LORA, STEPS
 
 PAGE = Path(__file__).resolve().parent.parent / "RESULTS.md"
 PLOT = PAGE.with_name("results.png")
@@ -28,8 +28,8 @@ CLAIMS = (
     (
         ADAPTED,
         "LoRA, rank 64, 200 steps",
-        "as good as the best fixed rank in less memory, arXiv 2603.21884; here a fixed rank's alpha is its rank, so that "
-        "64 learns faster too: docs/adaptive_rank.md has one alpha for all",
+        "as good as the best fixed rank in less memory, arXiv 2603.21884; here a fixed rank's alpha is its rank, so "
+        "that 64 learns faster too: docs/adaptive_rank.md has one alpha for all",
         False,
     ),
 )
@@ -215,8 +215,18 @@ def _is_curve(name: str) -> bool:
     return name.startswith("LoRA, ") and name.count(",") == 1
 
 
+def _short(name: str) -> str:
+    """A point's label: "400 steps", "λ 0.5", "rank 4", "dora"."""
+    if "prior" in name:
+        return name.split("prior ")[1].split(",")[0]
+    return name.removeprefix("LoRA, ").removesuffix(f", {STEPS} steps")
+
+
 def tradeoff(rows: Sequence[table.Row]) -> bytes:
-    """Truth (up) over prompts followed, and over what is kept (right): the curve of steps, that of λ, all others."""
+    """Truth (up) over prompts followed, and over what is kept (right): the curve of steps, that of λ, all others.
+
+    λ is in the order of its figures, from 0, which is the plain LoRA of as many steps.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -231,13 +241,15 @@ def tradeoff(rows: Sequence[table.Row]) -> bytes:
                 point = (row.figures[x].mean, row.figures["truth"].mean, name)
                 groups["steps" if _is_curve(name) else "prior λ" if "prior" in name else "other"].append(point)
                 if name == OVERFITTED:
-                    groups["prior λ"].append((*point[:2], ""))  # λ 0
+                    groups["prior λ"].append((*point[:2], "λ 0"))
         for number, (group, points) in enumerate(groups.items()):
-            if len(points) > (group == "prior λ"):  # λ 0 alone is no curve
-                line = "" if group == "other" else "-"
-                axes.plot([p[0] for p in points], [p[1] for p in points], f"o{line}", color=f"C{number}", label=group)
-            for px, py, name in points:
-                axes.annotate(name.removeprefix("LoRA, "), (px, py), (4, 4), textcoords="offset points", fontsize=7)
+            if group == "prior λ" and len(points) < 2:
+                continue  # λ 0 alone is no curve
+            line = "" if group == "other" else "-"
+            axes.plot([p[0] for p in points], [p[1] for p in points], f"o{line}", color=f"C{number}", label=group)
+            for place, (px, py, name) in enumerate(points):
+                above = 4 if number != 1 or place % 2 else -10  # λ's points lie close together
+                axes.annotate(_short(name), (px, py), (5, above), textcoords="offset points", fontsize=7)
         axes.set_xlabel(f"{label} →")
         axes.set_ylabel("truth →")
         axes.grid(alpha=0.3)
