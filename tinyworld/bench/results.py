@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...experiments import table
 from ...experiments.statistics import Estimate, difference
@@ -248,8 +249,9 @@ def tradeoff(rows: Sequence[table.Row]) -> bytes:
             line = "" if group == "other" else "-"
             axes.plot([p[0] for p in points], [p[1] for p in points], f"o{line}", color=f"C{number}", label=group)
             for place, (px, py, name) in enumerate(points):
-                above = 4 if number != 1 or place % 2 else -10  # λ's points lie close together
-                axes.annotate(_short(name), (px, py), (5, above), textcoords="offset points", fontsize=7)
+                left = group == "prior λ" and place % 2 == 0  # λ's points lie close together
+                at: dict[str, Any] = {"xytext": (-6, -2) if left else (6, -2), "ha": "right" if left else "left"}
+                axes.annotate(_short(name), (px, py), textcoords="offset points", fontsize=7, **at)
         axes.set_xlabel(f"{label} →")
         axes.set_ylabel("truth →")
         axes.grid(alpha=0.3)
