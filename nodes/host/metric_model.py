@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import comfy.model_management
 import comfy.utils
@@ -30,6 +30,7 @@ _TELLING = ("config.json", "open_clip_config.json", *REWARD_FILES)
 _MEMORY = 1024**3  # 16 pictures of 224 through ViT-L
 _MOST = 20_000
 _known: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
+Value = TypeVar("Value")
 
 
 class MetricModel:
@@ -60,26 +61,19 @@ class MetricModel:
         """
         if len(pictures) == 0:
             raise ValueError("there are no pictures to score; at least one is needed")
-        keys = [(*self._key, picture_hash(picture)) for picture in pictures]
-        first: dict[tuple[Any, ...], int] = {}
-        for place, key in enumerate(keys):
-            first.setdefault(key, place)
-        places = [place for key, place in first.items() if key not in _known]
         if bar is None and len(pictures) > BATCH:
             bar = comfy.utils.ProgressBar(len(pictures))
-        if bar is not None:
-            bar.update(len(pictures) - len(places))
-        found = {}
-        if places:
+
+        def embedded(places: list[int]) -> list[Tensor]:
+            if bar is not None:
+                bar.update(len(pictures) - len(places))
+            if not places:
+                return []
             chosen = pictures[places] if isinstance(pictures, Tensor) else [pictures[place] for place in places]
-            found = dict(zip((keys[place] for place in places), self.embedder(chosen, counter(bar)), strict=True))
-        rows = torch.stack([found[key] if key in found else _known[key] for key in keys])
-        for key in first:
-            _known[key] = found[key].clone() if key in found else _known[key]
-            _known.move_to_end(key)
-        while len(_known) > _MOST:
-            _known.popitem(last=False)
-        return rows
+            return [row.clone() for row in self.embedder(chosen, counter(bar))]  # a view would keep its whole batch
+
+        keys = [(*self._key, picture_hash(picture)) for picture in pictures]
+        return torch.stack(remembered(_known, _MOST, keys, embedded))
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> (B, D) unit rows, float32 on the CPU.
@@ -151,6 +145,32 @@ def _folders(place: Path) -> list[Path]:
         return [path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")]
     except OSError:
         return []
+
+
+def remembered(
+    known: OrderedDict[tuple[Any, ...], Value],
+    most: int,
+    keys: Sequence[tuple[Any, ...]],
+    compute: Callable[[list[int]], Sequence[Value]],
+) -> list[Value]:
+    """A value for each key: what is known, and what is computed once for each key that is not.
+
+    Args:
+        known: key -> value, the longest unused first; it is added to, and cut to `most`.
+        compute: places of `keys`, none twice, perhaps none at all -> their values.
+    """
+    first: dict[tuple[Any, ...], int] = {}
+    for place, key in enumerate(keys):
+        first.setdefault(key, place)
+    places = [place for key, place in first.items() if key not in known]
+    found = dict(zip((keys[place] for place in places), compute(places), strict=True))
+    values = [found[key] if key in found else known[key] for key in keys]
+    for key in first:
+        known[key] = found[key] if key in found else known[key]
+        known.move_to_end(key)
+    while len(known) > most:
+        known.popitem(last=False)
+    return values
 
 
 def picture_hash(picture: Tensor) -> bytes:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...metrics.backbones import Backbone
 from ...metrics.image_reward import NO_DIRECTION, ImageReward
-from .metric_model import BATCH, MetricModel, counter, picture_hash
+from .metric_model import BATCH, MetricModel, counter, picture_hash, remembered
 
 _MOST = 100_000
 _known: OrderedDict[tuple[Any, ...], float] = OrderedDict()
@@ -52,21 +52,13 @@ class RewardModel(MetricModel):
             ValueError: pictures or prompts that cannot be judged.
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
-        keys = [(*self._key, picture_hash(picture), prompt) for picture, prompt in zip(pictures, prompts, strict=True)]
-        first: dict[tuple[Any, ...], int] = {}
-        for place, key in enumerate(keys):
-            first.setdefault(key, place)
-        places = [place for key, place in first.items() if key not in _known]
-        found: dict[tuple[Any, ...], float] = {}
-        if places:
-            bar = comfy.utils.ProgressBar(len(places))
+
+        def judged(places: list[int]) -> list[float]:
+            if not places:
+                return []
             chosen, asked = [pictures[place] for place in places], [prompts[place] for place in places]
-            values = self._judge(chosen, asked, counter(bar)).tolist()
-            found = dict(zip((keys[place] for place in places), values, strict=True))
-        rewards = torch.tensor([found[key] if key in found else _known[key] for key in keys])
-        for key in first:
-            _known[key] = found[key] if key in found else _known[key]
-            _known.move_to_end(key)
-        while len(_known) > _MOST:
-            _known.popitem(last=False)
-        return rewards
+            rewards: list[float] = self._judge(chosen, asked, counter(comfy.utils.ProgressBar(len(places)))).tolist()
+            return rewards
+
+        keys = [(*self._key, picture_hash(picture), prompt) for picture, prompt in zip(pictures, prompts, strict=True)]
+        return torch.tensor(remembered(_known, _MOST, keys, judged))
