@@ -9,15 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .backbones import read_pickle
+from .tensors import read_tensors
 
 PIP = "pip install lpips"
 FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
-_FIRST = {(64, 3, 11, 11): "alex", (64, 3, 3, 3): "vgg"}
+_FIRST: dict[tuple[int, ...], str] = {(64, 3, 11, 11): "alex", (64, 3, 3, 3): "vgg"}
 
 
 class Lpips(nn.Module):
@@ -50,10 +48,7 @@ def load_lpips(path: Path) -> Lpips:
     except ImportError as why:
         raise ValueError(f"LPIPS needs the package lpips: {PIP}") from why
     wanted = f"expected torchvision's {FILES['alex']} or {FILES['vgg']} (download.pytorch.org/models)"
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
-    except (SafetensorError, OSError) as why:
-        raise ValueError(f"{path} cannot be read ({str(why)[:100]}); {wanted}") from why
+    state = read_tensors(path, wanted)
     first = next((value for name, value in state.items() if name.endswith(".0.weight") and value.ndim == 4), None)
     net = None if first is None else _FIRST.get(tuple(first.shape))
     if net is None:
