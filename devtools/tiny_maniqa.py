@@ -7,57 +7,38 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .tiny_image_reward import formula
+from .tiny_shapes import Shapes, formula
 
 WIDTH, HIDDEN, PATCH, CELLS = 128, 96, 28, 8
 
 
 def published_shapes() -> dict[str, tuple[int, ...]]:
     """The names of the published file, and their shapes here."""
-    found: dict[str, tuple[int, ...]] = {
-        "vit.cls_token": (1, 1, WIDTH),
-        "vit.pos_embed": (1, CELLS**2 + 1, WIDTH),
-        "vit.patch_embed.proj.weight": (WIDTH, 3, PATCH, PATCH),
-        "vit.patch_embed.proj.bias": (WIDTH,),
-    }
-
-    def linear(name: str, inner: int, outer: int, *kernel: int) -> None:
-        found[f"{name}.weight"], found[f"{name}.bias"] = (outer, inner, *kernel), (outer,)
-
-    def norm(name: str, width: int) -> None:
-        found[f"{name}.weight"] = found[f"{name}.bias"] = (width,)
-
-    for number in range(12):
-        block = f"vit.blocks.{number}"
-        norm(f"{block}.norm1", WIDTH)
-        norm(f"{block}.norm2", WIDTH)
-        linear(f"{block}.attn.qkv", WIDTH, 3 * WIDTH)
-        linear(f"{block}.attn.proj", WIDTH, WIDTH)
-        linear(f"{block}.mlp.fc1", WIDTH, 4 * WIDTH)
-        linear(f"{block}.mlp.fc2", 4 * WIDTH, WIDTH)
-    norm("vit.norm", WIDTH)
-    linear("vit.head", WIDTH, 10)
+    found = Shapes()
+    found.vit("vit", WIDTH, PATCH, CELLS**2 + 1, 12)
+    found.norm("vit.norm", WIDTH)
+    found.linear("vit.head", WIDTH, 10)
     for stage, width in ((1, WIDTH), (2, WIDTH // 2)):
         for number in range(2):
             for part in ("c_q", "c_k", "c_v"):
-                linear(f"tablock{stage}.{number}.{part}", CELLS**2, CELLS**2)
-        linear(f"conv{stage}", 4 * WIDTH if stage == 1 else WIDTH, width, 1, 1)
-        linear(f"swintransformer{stage}.downsample", width, width, 3, 3)
+                found.linear(f"tablock{stage}.{number}.{part}", CELLS**2, CELLS**2)
+        found.linear(f"conv{stage}", 4 * WIDTH if stage == 1 else WIDTH, width, 1, 1)
+        found.linear(f"swintransformer{stage}.downsample", width, width, 3, 3)
         for number in range(2):
             layer = f"swintransformer{stage}.layers.{number}"
-            linear(f"{layer}.conv", width, width, 3, 3)
+            found.linear(f"{layer}.conv", width, width, 3, 3)
             for block in range(2):
                 inner = f"{layer}.blocks.{block}"
-                norm(f"{inner}.norm1", width)
-                norm(f"{inner}.norm2", width)
+                found.norm(f"{inner}.norm1", width)
+                found.norm(f"{inner}.norm2", width)
                 found[f"{inner}.attn.relative_position_bias_table"] = (49, 4)
-                linear(f"{inner}.attn.qkv", width, 3 * width)
-                linear(f"{inner}.attn.proj", width, width)
-                linear(f"{inner}.mlp.fc1", width, HIDDEN)
-                linear(f"{inner}.mlp.fc2", HIDDEN, width)
+                found.linear(f"{inner}.attn.qkv", width, 3 * width)
+                found.linear(f"{inner}.attn.proj", width, width)
+                found.linear(f"{inner}.mlp.fc1", width, HIDDEN)
+                found.linear(f"{inner}.mlp.fc2", HIDDEN, width)
     for head in ("fc_score", "fc_weight"):
-        linear(f"{head}.0", WIDTH // 2, WIDTH // 2)
-        linear(f"{head}.3", WIDTH // 2, 1)
+        found.linear(f"{head}.0", WIDTH // 2, WIDTH // 2)
+        found.linear(f"{head}.3", WIDTH // 2, 1)
     return found
 
 
