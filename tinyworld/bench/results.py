@@ -25,10 +25,10 @@ MERGED = ("truth", "subject similarity", "style similarity", "megabytes")
 COMPARED = ("truth", "prompt", "kept", "scene subject", "scene prompt")
 DIGITS = {"scene background": 1, "megabytes": 2, "seconds": 0}
 CLAIMS = (
-    ("dora, 200 steps", PLAIN_LORA, "ahead of LoRA at equal rank, arXiv 2402.09353", True),
+    (f"dora, {STEPS} steps", PLAIN_LORA, "ahead of LoRA at equal rank, arXiv 2402.09353", True),
     (
         ADAPTED,
-        "LoRA, rank 64, 200 steps",
+        f"LoRA, rank 64, {STEPS} steps",
         "as good as the best fixed rank in less memory, arXiv 2603.21884; here a fixed rank's alpha is its rank, so "
         "that 64 learns faster too: docs/adaptive_rank.md has one alpha for all",
         False,
@@ -86,7 +86,7 @@ _SCENES = (
 
 _PAIRED = (
     "Mean difference of the same subjects [95% interval over subjects]; bold where the interval leaves out 0. No "
-    "correction for the number of rows: of twenty bold figures one is bold by chance."
+    "correction for the number of rows: of twenty figures behind which nothing is, one is bold by chance."
 )
 _MERGES = (
     "A subject's LoRA and a held-out style's; *truth*: to the TRUE picture of that subject in that style. Joint "
@@ -109,7 +109,7 @@ def machine() -> str:
 
 def _table(rows: Sequence[table.Row], columns: Sequence[str]) -> str:
     having = [row for row in rows if any(column in row.figures for column in columns)]
-    lines = [f"| method | {' | '.join(columns)} |", f"|{' --- |' * (len(columns) + 1)}"]
+    lines = _head(columns)
     for row in having:
         cells = [_shown(row.figures.get(column), DIGITS.get(column, 3)) for column in columns]
         lines.append(f"| {row.values['method']} | {' | '.join(cells)} |")
@@ -134,7 +134,7 @@ def published(rows: Sequence[table.Row], records: Sequence[Record], merged: Sequ
         shows = "0.25" in order[0] and "λ 1," in order[-1]
         lines.append(
             f"- **Prior weight** (published: {PUBLISHED_PRIORS}). Here, by fidelity: "
-            + ", ".join(f"{name.split('prior ')[1].split(',')[0]} {priors[name]:.3f}" for name in order)
+            + ", ".join(f"{_short(name)} {priors[name]:.3f}" for name in order)
             + (f"; without, λ 0, {means[OVERFITTED]['fidelity'].mean:.3f}" if OVERFITTED in means else "")
             + (". The same order at its ends." if shows else ". **The published order does not show.**")
         )
@@ -154,14 +154,14 @@ def _ahead(records: Sequence[Record]) -> list[str]:
     """Methods that their papers place ahead of, or level with, another: by truth, of the same subjects."""
     lines = []
     for name, other, claim, ahead in CLAIMS:
-        own, theirs = (runs.by_subject(records, each, "truth") for each in (name, other))
-        if len(own.keys() & theirs.keys()) < 2:
+        paired = _paired(records, name, other, "truth")
+        if paired is None:
             continue
-        paired = difference(own, theirs)
         shows = paired.low > 0 if ahead else paired.high >= 0
         verdict = "It shows." if shows else "**It does not show.**"
-        figures = f"{paired.mean:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
-        lines.append(f"- **{name}** (published: {claim}). Here truth less that of {other}: {figures}. {verdict}")
+        lines.append(
+            f"- **{name}** (published: {claim}). Here truth less that of {other}: {_signed(paired)}. {verdict}"
+        )
     return lines
 
 
@@ -196,20 +196,33 @@ def against(records: Sequence[Record]) -> list[str]:
     methods = list(dict.fromkeys(str(record.values["method"]) for record in records))
     if PLAIN_LORA not in methods:
         return []
-    lines = [f"| method | {' | '.join(COMPARED)} |", f"|{' --- |' * (len(COMPARED) + 1)}"]
+    lines = _head(COMPARED)
     for name in methods:
         cells = []
         for column in COMPARED if name != PLAIN_LORA else ():
-            own, plain = (runs.by_subject(records, each, column) for each in (name, PLAIN_LORA))
-            if len(own.keys() & plain.keys()) < 2:
+            paired = _paired(records, name, PLAIN_LORA, column)
+            if paired is None:
                 cells.append("–")
-                continue
-            paired = difference(own, plain)
-            text = f"{paired.mean:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
-            cells.append(text if paired.low <= 0 <= paired.high else f"**{text}**")
+            else:
+                cells.append(_signed(paired) if paired.low <= 0 <= paired.high else f"**{_signed(paired)}**")
         if set(cells) - {"–"}:
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return [f"## Less {PLAIN_LORA}, by subject", _PAIRED, "\n".join(lines)]
+
+
+def _paired(records: Sequence[Record], name: str, other: str, column: str) -> Estimate | None:
+    """One method less another, subject by subject; None below two subjects that both have."""
+    own, theirs = (runs.by_subject(records, each, column) for each in (name, other))
+    return difference(own, theirs) if len(own.keys() & theirs.keys()) > 1 else None
+
+
+def _signed(paired: Estimate) -> str:
+    return f"{paired.mean:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
+
+
+def _head(columns: Sequence[str]) -> list[str]:
+    """The first two lines of a table of methods."""
+    return [f"| method | {' | '.join(columns)} |", f"|{' --- |' * (len(columns) + 1)}"]
 
 
 def _is_curve(name: str) -> bool:
@@ -241,11 +254,11 @@ def tradeoff(rows: Sequence[table.Row]) -> bytes:
                 name = str(row.values["method"])
                 point = (row.figures[x].mean, row.figures["truth"].mean, name)
                 groups["steps" if _is_curve(name) else "prior λ" if "prior" in name else "other"].append(point)
-                if name == OVERFITTED:
-                    groups["prior λ"].append((*point[:2], "λ 0"))
+        if groups["prior λ"]:
+            groups["prior λ"][:0] = [(*point[:2], "λ 0") for point in groups["steps"] if point[2] == OVERFITTED]
         for number, (group, points) in enumerate(groups.items()):
-            if group == "prior λ" and len(points) < 2:
-                continue  # λ 0 alone is no curve
+            if not points:
+                continue
             line = "" if group == "other" else "-"
             axes.plot([p[0] for p in points], [p[1] for p in points], f"o{line}", color=f"C{number}", label=group)
             for place, (px, py, name) in enumerate(points):
