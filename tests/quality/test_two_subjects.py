@@ -16,8 +16,9 @@ from likeness.experiments.client import Client
 from likeness.experiments.workflow import to_api
 from likeness.metrics.features import efficientnet_lite0
 from likeness.metrics.similarity import subject_similarity
+from likeness.tinyworld.bench.graphs import true_tensor
 from likeness.tinyworld.bench.protocol import on_white, subject_masks
-from likeness.tinyworld.truth import reference_styles, true_picture, write_references
+from likeness.tinyworld.truth import reference_styles, write_references
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "image_alchemy_two_subjects.json"
 SUBJECTS = ("duck", "peach")  # left and right
@@ -26,7 +27,7 @@ MARGIN = 0.05  # of similarity, by which its own subject must be ahead in each h
 
 def references(subject: str) -> Tensor:
     """(styles, 3, 64, 64) in [0, 1]."""
-    return torch.stack([torch.from_numpy(true_picture(subject, s)).permute(2, 0, 1) for s in reference_styles()])
+    return torch.stack([true_tensor(subject, style) for style in reference_styles()])
 
 
 def test_each_half_looks_like_its_own_subject(server: Any, figures: dict[str, Any]) -> None:
